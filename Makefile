@@ -1,0 +1,35 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.PHONY: help demo test lab prepare outputs clean
+help:                             ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/	/' | expand -t 12
+
+$(STAMP): settings.ini setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; v=(3, 10); sys.exit(sys.version_info < v and f"metarisk_nb needs Python {v[0]}.{v[1]} or newer, this is {sys.version.split()[0]}: name another with make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)                    ## the main job: learn the risk on half-wrong labels, a table and a picture
+	$(BIN)/python scripts/demo.py
+
+test: $(STAMP)                    ## all notebooks and tests
+	$(BIN)/python -m pytest
+
+lab: $(STAMP)                     ## open the notebooks
+	$(BIN)/jupyter lab nbs/index.ipynb
+
+prepare: $(STAMP)                 ## before each commit: export, clean, README
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+	$(BIN)/python scripts/readme.py
+
+outputs: $(STAMP)                 ## run all notebooks and keep their outputs
+	for o in nbs/*.ipynb; do $(BIN)/jupyter execute --inplace $$o || exit 1; done
+	$(MAKE) prepare
+
+clean:                            ## forget the environment and what was built
+	rm -rf $(VENV) _site _proc build dist *.egg-info
