@@ -1,0 +1,150 @@
+"Property tests of the risks against their definitions, which need nobody's code"
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from metarisk_nb.reducer import SortedReducer
+from metarisk_nb.risk import *
+from metarisk_nb.risk import risks
+
+numbers = st.floats(-50, 50, allow_nan=False, width=32)
+losses = st.lists(numbers, min_size=1, max_size=60).map(lambda o: torch.tensor(o, dtype=torch.float64))
+shares = st.floats(.01, 1)
+spectral = st.sampled_from([ExpectedValue(), CVaR(.13), ICVaR(.37), Trimmed(.21), HumanAligned(), HumanAligned(.9, 0.), Extremile(3.5),
+                            Spectral.from_weights([.1, .6, .3])])
+every_risk = [as_risk(o) for o in risks] + [Spectral.from_weights([.1, .6, .3])]
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
+
+def close(a, b, eps=1e-8):
+    a, b = [float(o.detach() if isinstance(o, torch.Tensor) else o) for o in (a, b)]
+    assert abs(a - b) <= eps * (1 + abs(b)), (a, b)
+
+
+@given(losses, shares)
+def test_cvar_is_the_minimum_of_rockafellar_and_uryasev(l, a):
+    close(CVaR(a)(l), min(float(c + (l - c).clamp(min=0).mean() / a) for c in l))
+
+
+@given(losses, shares)
+def test_cvar_and_icvar_mix_to_the_mean(l, a):
+    rest = (1 - a) * ICVaR(1 - a)(l) if a < 1 else 0
+    close(a * CVaR(a)(l) + rest, l.mean())
+
+
+@given(losses, st.floats(.01, .49))
+def test_trimmed_is_what_is_left_between_the_tails(l, a):
+    close(Trimmed(a)(l), (l.mean() - a * CVaR(a)(l) - a * ICVaR(a)(l)) / (1 - 2*a), 1e-6)
+
+
+@given(losses, shares)
+def test_evar_is_the_worst_mean_within_a_divergence(l, a):
+    value = float(EVaR(a)(l))
+    assert float(CVaR(a)(l)) - 1e-6 * (1 + abs(value)) <= value <= float(l.max()) + 1e-6 * (1 + abs(value))
+    ts = np.logspace(-5, 5, 2001)
+    bound = [((torch.logsumexp(t * l, 0) - math.log(len(l)) - math.log(a)) / t).item() for t in ts]
+    assert value <= min(bound) + 1e-5 * (1 + abs(value))
+
+
+@given(losses, st.integers(1, 3))
+def test_extremile_is_the_expected_maximum_of_draws(l, r):
+    l = l[:12]
+    draws = torch.cartesian_prod(*[l] * r).reshape(-1, r)
+    close(Extremile(r)(l), draws.max(1).values.mean())
+
+
+@given(spectral, losses, numbers, st.floats(0, 10))
+def test_spectral_risks_are_translation_equivariant_and_homogeneous(risk, l, c, k):
+    close(risk(l + c), risk(l) + c, 1e-6)
+    close(risk(k * l), k * risk(l), 1e-6)
+
+
+@given(spectral, st.integers(1, 300))
+def test_weights_are_a_distribution(risk, n):
+    w = risk.weights(n)
+    assert w.dtype == torch.float64 and len(w) == n and (w >= 0).all()
+    close(w.sum(), 1)
+
+
+@given(spectral, losses)
+def test_a_spectral_risk_is_a_mixture_of_cvars(risk, l):
+    w, n = risk.weights(len(l)), len(l)
+    steps = torch.arange(1, n + 1) * (w - torch.cat([w[1:], torch.zeros(1)]))
+    close(sum(s * CVaR(j / n)(l) for j, s in enumerate(steps, 1)), risk(l), 1e-6)
+
+
+@given(losses, losses)
+def test_cvar_is_subadditive(a, b):
+    n = min(len(a), len(b))
+    assert CVaR(.3)(a[:n] + b[:n]) <= CVaR(.3)(a[:n]) + CVaR(.3)(b[:n]) + 1e-9
+
+
+def test_icvar_is_not_subadditive():
+    a, b = torch.tensor([1., 0.]), torch.tensor([0., 1.])
+    assert ICVaR(.5)(a + b) > ICVaR(.5)(a) + ICVaR(.5)(b)
+
+
+@given(st.sampled_from([-3., -.1, 1e-4, .5, 20.]), losses)
+def test_entropic_lies_between_the_extremes(t, l):
+    assert l.min() - 1e-6 <= Entropic(t)(l) <= l.max() + 1e-6
+
+
+@pytest.mark.parametrize("risk", every_risk, ids=str)
+def test_every_risk(risk):
+    l = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    before = l.detach().clone()
+    value = risk(l)
+    assert value.shape == () and value.dtype == l.dtype and torch.equal(l, before)
+    torch.autograd.gradcheck(risk, l)
+    close(risk.influence(l).sum(), torch.autograd.grad(value, l)[0].sum(), 1e-6)
+    close(risk(torch.full((9,), .7)), .7, 1e-6)
+    assert risk(torch.tensor([1., float("nan"), 2.])).isnan() and risk(torch.rand(8).half()).dtype == torch.half
+    with pytest.raises(ValueError, match="losses is empty"): risk(torch.empty(0))
+    with pytest.raises(TypeError, match="losses must be a floating-point tensor, not list"): risk([1., 2.])
+    with pytest.raises(TypeError, match="not a tensor of torch.int64"): risk(torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("risk,where", [(ICVaR(a), 0) for a in (.1, .3, .7, .9)] + [(Trimmed(a), 0) for a in (.1, .2, .3)], ids=str)
+@pytest.mark.parametrize("n", [10, 100, 1000])
+def test_an_infinite_loss_of_zero_weight_adds_nothing(risk, where, n):
+    l = torch.rand(n).sort(descending=True).values
+    l[where] = float("inf")
+    l.requires_grad_()
+    value = risk(l)
+    assert value.isfinite() and torch.autograd.grad(value, l)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("make,says", [
+    (lambda: CVaR(0), "alpha must be a tail share in"), (lambda: CVaR(float("nan")), "alpha"), (lambda: ICVaR(-.1), "alpha"),
+    (lambda: EVaR(2), "alpha"), (lambda: Trimmed(.5), "alpha must be a share in"), (lambda: HumanAligned(b=2), "b must be in"),
+    (lambda: MeanVariance(-1), "c must be at least 0"), (lambda: Entropic(0), "t must be a finite number other than 0"),
+    (lambda: Extremile(.5), "r must be at least 1"), (lambda: as_risk("cvar:x"), "must be numbers"), (lambda: as_risk("cvar:.1,.2"), "takes no 2 values"),
+    (lambda: as_risk(""), "unknown"), (lambda: CVaR().weights(0), "n must be at least 1")])
+def test_bad_values_are_named(make, says):
+    with pytest.raises(ValueError, match=says): make()
+
+
+def test_bad_types_are_named():
+    with pytest.raises(TypeError, match="alpha must be a number"): CVaR("a")
+    with pytest.raises(TypeError, match="risk must be a name, a Risk or a function, not int"): as_risk(3)
+
+
+@given(st.integers(2, 40), st.integers(1, 90), st.integers(0, 9))
+def test_reducer_keeps_total_weight_for_any_batch(n, m, seed):
+    g = SortedReducer(n, 2 + seed % (n - 1))
+    torch.nn.init.normal_(g.logits, generator=torch.Generator().manual_seed(seed))
+    close(g.weights(m).sum(), 1, 1e-5)
+    l = torch.rand(m)
+    close(g(l), g.to_risk()(l), 1e-5)
+
+
+def test_the_core_needs_torch_alone():
+    code = "import sys, metarisk_nb.hypergrad, metarisk_nb.reducer; print([m for m in ('fastai', 'matplotlib', 'seaborn') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
