@@ -1,0 +1,343 @@
+"MetaRisk, BatchRisk and RiskMetric in a Learner: Algorithm 1 step for step, what is left alone, bad input"
+import gc
+import io
+import warnings
+from copy import deepcopy
+from functools import partial
+from itertools import cycle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, accuracy, set_seed
+from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle)
+from fastai.callback.training import GradientAccumulation
+from fastai.losses import FocalLossFlat, LabelSmoothingCrossEntropyFlat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.func import functional_call
+
+from metarisk_nb.callback import BatchRisk, History, MetaRisk, RiskMetric
+from metarisk_nb.data import TensorDL, TensorSet, fashion_mini, mlp
+from metarisk_nb.reducer import SortedReducer
+from metarisk_nb.risk import CVaR, as_risk
+
+CPU = torch.device("cpu")
+
+
+def tensors(n, seed, dtype=torch.float32):
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (n,), generator=g)
+    return torch.randn(n, 6, generator=g).to(dtype) + F.one_hot(y, 6).to(dtype), y
+
+
+def net(): return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.2), nn.Linear(16, 3))
+
+
+def learner(cbs=None, n=200, n_valid=60, bs=20, model=None, shuffle=True, drop_last=True, dtype=torch.float32, loss=None, **kwargs):
+    set_seed(0)
+    sets = [TensorSet(*tensors(m, i, dtype)) for i, m in enumerate((n, n_valid))]
+    dls = DataLoaders(*[TensorDL(s, bs, shuffle=shuffle and not i, drop_last=drop_last and not i, device=CPU) for i, s in enumerate(sets)])
+    dls.device, dls.n_inp = CPU, 1
+    kwargs = {"opt_func": SGD, **kwargs}
+    return Learner(dls, (model or net()).to(dtype), loss or CrossEntropyLossFlat(), cbs=cbs, **kwargs)
+
+
+def fit(learn, n=2, lr=.1):
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learn.fit_one_cycle(n, lr)
+    return learn
+
+
+def state(learn): return [v.clone() for v in learn.model.state_dict().values()]
+
+
+def equal(a, b): return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+# --- Algorithm 1
+
+def ce(pred, y): return F.cross_entropy(pred, y, reduction="none")
+
+
+def algorithm_1(model, train, val, risk, steps, lr, eta, inner=5, mom=.9):
+    "The paper's Algorithm 1 as a plain loop: theta and phi after every step"
+    def losses(ps, batch): return ce(functional_call(model, {**ps, **{n: b.clone() for n, b in model.named_buffers()}}, (batch[0],)), batch[1])
+    phi = torch.zeros(len(train[0][1]), dtype=torch.float64, requires_grad=True)
+    adam, sgd = torch.optim.Adam([phi], eta), torch.optim.SGD(model.parameters(), lr, momentum=mom)
+    fresh, main, path = cycle(train), cycle(train), []
+    for _ in range(steps):
+        ps = dict(model.named_parameters())                                                     # line 2
+        for _ in range(inner):                                                                  # line 3
+            l = losses(ps, next(fresh)).sort(descending=True).values                            # lines 4 to 6
+            grads = torch.autograd.grad(phi.softmax(0) @ l, list(ps.values()), create_graph=True)
+            ps = {n: p - lr * g for (n, p), g in zip(ps.items(), grads)}                        # lines 7 and 8
+        phi.grad = torch.autograd.grad(risk(losses(ps, val)), phi)[0]                           # lines 10 to 12
+        adam.step()                                                                             # line 13
+        xb, yb = next(main)                                                                     # line 14
+        l = ce(model(xb), yb).sort(descending=True).values                                      # line 15
+        sgd.zero_grad()
+        (phi.detach().softmax(0) @ l).backward()
+        sgd.step()                                                                              # line 16
+        path.append(([p.detach().clone() for p in model.parameters()], phi.detach().clone()))
+    return path
+
+
+class Path(Callback):
+    order = 100
+    def before_fit(self): self.path = []
+    def after_batch(self):
+        if self.training: self.path.append(([p.detach().clone() for p in self.model.parameters()], self.learn.meta_risk.reducer.logits.detach().clone()))
+
+
+@pytest.mark.parametrize("risk", ["expected", "cvar:.3", "trimmed"])
+def test_paper_is_algorithm_1_step_for_step(risk):
+    model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)).double()
+    meta = MetaRisk.paper(risk)
+    meta._create = lambda n, knots=False, make=meta._create: (make(n, knots), meta.reducer.double())
+    learn = learner([meta, Path()], model=deepcopy(model), shuffle=False, dtype=torch.float64, wd=0., opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        learn.fit(3, .05)
+    x, y = tensors(200, 0, torch.float64)
+    want = algorithm_1(model, list(zip(x.split(20), y.split(20))), tensors(60, 1, torch.float64), as_risk(risk), 30, .05, 1e-3)
+    assert len(learn.path.path) == len(want) == 30 and want[-1][1].abs().max() > .01
+    for (theta, phi), (theta2, phi2) in zip(learn.path.path, want):
+        assert (phi - phi2).abs().max() < 1e-6
+        assert all((a - b).abs().max() < 1e-6 for a, b in zip(theta, theta2))
+
+
+def test_defaults_of_paper_and_of_adam():
+    m = MetaRisk.paper("cvar")
+    assert (m.n_inner, m.every, m.meta_lr, m.meta_bs, m.knots, m.meta_loss, m.fresh, m.floor, m.inner_lr) == (5, 1, 1e-3, 2000, None, "own", True, 0, None)
+    learn = fit(learner(MetaRisk(every=2)))
+    group = learn.meta_risk.opt_phi.param_groups[0]
+    assert type(learn.meta_risk.opt_phi) is torch.optim.Adam and (group["betas"], group["eps"], group["weight_decay"]) == ((.9, .999), 1e-8, 0)
+    assert group["lr"] == pytest.approx(.1) and MetaRisk("cvar:.1").meta_lr == pytest.approx(.1 / .1**.5)
+
+
+# --- What is left alone
+
+@pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy, LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=str)
+@pytest.mark.parametrize("kw", [{}, {"n_inner": 3}, {"fresh": True}, {"knots": None}, {"method": "finite_difference"}, {"meta_bs": 30}], ids=str)
+def test_meta_lr_0_is_bit_equal_to_training_without(loss, kw):
+    plain, meta = fit(learner(loss=loss)), fit(learner(MetaRisk(meta_lr=0., every=2, **kw), loss=loss))
+    assert equal(state(plain), state(meta)) and plain.recorder.losses == meta.recorder.losses
+
+
+def test_loss_function_and_recorded_loss_are_the_learners_own():
+    learn = learner(MetaRisk(every=1))
+    before, seen = learn.loss_func, []
+    class Look(Callback):
+        order = 100
+        def after_loss(self):
+            if self.training: seen.append((self.loss.item(), self.loss_func(self.pred, *self.yb).item(), self.loss_grad.item()))
+    fit(learn.add_cb(Look()))
+    assert learn.loss_func is before and before.reduction == "mean"
+    assert all(a == b for a, b, _ in seen) and any(abs(a - c) > 1e-4 for a, _, c in seen)
+
+
+def test_lr_find_and_predictions_leave_the_weights_alone():
+    learn = fit(learner(MetaRisk(every=2)))
+    meta, before = learn.meta_risk, deepcopy(learn.meta_risk.state_dict())
+    with learn.no_bar(): learn.lr_find(show_plot=False); learn.validate(); learn.get_preds()
+    after = meta.state_dict()
+    assert torch.equal(before["logits"], after["logits"]) and before["n_step"] == after["n_step"] and before["history"]["steps"] == after["history"]["steps"]
+    assert str(before["optimizer"]) == str(after["optimizer"])
+
+
+def test_starts_as_ordinary_training():
+    learn = fit(learner(MetaRisk(every=1000)), 1)
+    assert (learn.meta_risk.history.weights[0] * 20 - 1).abs().max() < .2  # one small step from uniform
+
+
+def test_same_seed_same_result_another_seed_another():
+    a, b, c = [fit(learner(MetaRisk(every=1, meta_bs=20, seed=s))).meta_risk.weights for s in (0, 0, 1)]
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+# --- Any batch, any loader, company
+
+@pytest.mark.parametrize("kw", [{"n": 207, "drop_last": False}, {"bs": 1, "model": nn.Linear(6, 3)}, {"bs": 8}, {"n": 15, "bs": 64, "drop_last": False}], ids=str)
+def test_batches_of_any_size(kw):
+    learn = fit(learner(MetaRisk(every=3), **kw))
+    assert len(learn.meta_risk.weights) == kw.get("bs", 20) and abs(learn.meta_risk.weights.sum() - 1) < 1e-5
+
+
+def test_another_batch_size_in_a_later_fit():
+    learn = fit(learner(MetaRisk(every=2)))
+    learn.dls = learner(bs=33).dls
+    fit(learn)
+    assert len(learn.meta_risk.weights) == 20 and torch.isfinite(learn.meta_risk.weights).all()
+
+
+@pytest.mark.parametrize("cbs", [MetaRisk(every=2, n_inner=2), MetaRisk.paper("cvar"), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
+def test_plain_torch_loaders(cbs):
+    learn = learner(deepcopy(cbs))
+    learn.dls = DataLoaders(*[torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors(100, i)), batch_size=20, shuffle=not i) for i in (0, 1)])
+    fit(learn)
+
+
+def test_gradient_accumulation_makes_one_meta_step_an_optimizer_step():
+    learn, count = learner(MetaRisk(every=1)), []
+    class Count(Callback):
+        def after_batch(self):
+            if self.training: count.append(self.learn.meta_risk.reducer.logits.detach().clone())
+    fit(learn.add_cbs([GradientAccumulation(40), Count()]), 1)
+    moves = sum(not torch.equal(a, b) for a, b in zip([torch.zeros_like(count[0]), *count], count))
+    assert len(count) == 10 and moves == 5
+
+
+def test_progress_bar_and_bf16_on_the_cpu():
+    learn = learner([MetaRisk(every=2), ProgressCallback()])
+    fit(learn)
+    class Half(Callback):
+        order = MixedPrecision.order
+        def before_batch(self): self.auto = torch.autocast("cpu", torch.bfloat16); self.auto.__enter__()
+        def after_loss(self): self.auto.__exit__(None, None, None)
+    half = fit(learner([MetaRisk(every=2), Half()]))
+    assert (half.meta_risk.weights - learn.meta_risk.weights).abs().max() < .02
+
+
+def test_a_saved_learner_holds_no_validation_data(tmp_path):
+    plain, learn = fit(learner(n=5000)), fit(learner(MetaRisk(every=5, meta_dl=learner(n_valid=5000).dls.valid), n=5000))
+    sizes = []
+    for o in (plain, learn):
+        buffer = io.BytesIO()
+        dls, o.dls = o.dls, None
+        torch.save(o, buffer)
+        o.dls = dls
+        sizes.append(buffer.tell())
+    assert sizes[1] - sizes[0] < 60_000, sizes
+
+
+def test_deepcopy_trains_and_goes_its_own_way():
+    learn = fit(learner(MetaRisk(every=1)))
+    before, twin = learn.meta_risk.weights, deepcopy(learn)
+    fit(twin)
+    assert torch.equal(learn.meta_risk.weights, before) and not torch.equal(twin.meta_risk.weights, before)
+    assert twin.meta_risk.opt_phi.param_groups[0]["params"][0] is twin.meta_risk.reducer.logits
+
+
+def test_state_survives_a_safe_load(tmp_path):
+    learn = fit(learner(MetaRisk(every=1)))
+    torch.save(learn.meta_risk.state_dict(), tmp_path / "phi.pth")
+    new = learner(MetaRisk(every=1))
+    new.meta_risk.load_state_dict(torch.load(tmp_path / "phi.pth", weights_only=True))
+    assert torch.equal(new.meta_risk.weights, learn.meta_risk.weights) and new.meta_risk.history.steps == learn.meta_risk.history.steps
+    with pytest.raises(ValueError, match="state has logits of shape"): new.meta_risk.load_state_dict({**learn.meta_risk.state_dict(), "n": 7, "knots": None})
+
+
+def test_memory_stays_bounded():
+    def growth(cbs):
+        learn, counts = learner(cbs, n=4000), []
+        for _ in range(2):
+            fit(learn, 2)
+            gc.collect()
+            counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
+        return counts[1] - counts[0]
+    meta = MetaRisk(every=4)
+    assert growth(meta) < growth(None) + 20  # the Recorder keeps its losses
+    assert meta.n_step == 800 and len(meta.history) <= 256 and not meta.history.weights.requires_grad
+
+
+@given(st.integers(2, 40), st.integers(1, 2000))
+@settings(deadline=None, derandomize=True, max_examples=50)
+def test_history_is_bounded_and_evenly_spaced(size, n):
+    h = History(size)
+    for i in range(n): h.add(i, torch.ones(1))
+    assert len(h) <= size and h.steps == list(range(0, n, h.every)) and len(h) >= min(n, size) // 2
+
+
+# --- The other two
+
+def test_batch_risk_is_the_gradient_of_the_batch():
+    learn = learner(BatchRisk("cvar:.5"), model=nn.Linear(6, 3), wd=0., opt_func=partial(OptimWrapper, opt=torch.optim.SGD), shuffle=False)
+    w = learn.model.weight.detach().clone().requires_grad_(); b = learn.model.bias.detach().clone().requires_grad_()
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
+    x, y = tensors(200, 0)
+    for xb, yb in zip(x.split(20), y.split(20)):
+        gw, gb = torch.autograd.grad(CVaR(.5)(ce(xb @ w.T + b, yb)), (w, b))
+        w, b = (w - .1*gw).detach().requires_grad_(), (b - .1*gb).detach().requires_grad_()
+    assert (learn.model.weight - w).abs().max() < 1e-5
+
+
+def test_batch_risk_lets_an_infinite_loss_of_zero_weight_pass():
+    def loss(pred, y): return torch.where(torch.arange(len(y)) == 0, float("inf"), ce(pred, y))
+    learn = learner(BatchRisk("icvar:.5", loss_func=loss))
+    fit(learn)
+    assert all(v.isfinite().all() for v in state(learn))
+
+
+def test_replay_uses_the_weights_of_each_step():
+    h, used = History(), []
+    for i in range(20): h.add(i, torch.eye(20)[i])
+    class Look(Callback):
+        order = 100
+        def after_loss(self):
+            if self.training: used.append((self.loss_grad.item(), ce(self.pred, *self.yb).sort(descending=True).values[self.learn.iter + 10*self.epoch].item()))
+    fit(learner([BatchRisk(h), Look()]))
+    assert len(used) == 20 and all(abs(a - b) < 1e-5 for a, b in used)
+
+
+def test_risk_metric_is_exact_over_uneven_batches():
+    learn = learner(metrics=[RiskMetric("cvar:.1")], n_valid=57)
+    value = learn.validate()[1]
+    _, _, l = learn.get_preds(with_loss=True)
+    assert abs(value - CVaR(.1)(l)) < 1e-5 and learn.metrics[0].name == "CVaR(alpha=0.1)"
+
+
+# --- Bad input
+
+def test_a_small_validation_set_is_used_whole_and_said_once():
+    learn = learner(MetaRisk(every=1, meta_bs=500))
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        learn.fit(2, .1)
+        learn.fit(1, .1)
+    said = [str(o.message) for o in said if "MetaRisk" in str(o.message)]
+    assert said == ["MetaRisk: the validation set has 60 samples, fewer than meta_bs=500: it is used whole"]
+
+
+@pytest.mark.parametrize("drop", ["missing", "empty"])
+def test_no_validation_data(drop):
+    learn = learner(MetaRisk())
+    if drop == "missing": learn.dls.loaders = learn.dls.loaders[:1]
+    else: learn.dls.loaders[1] = TensorDL(TensorSet(*tensors(0, 1)), 20, device=CPU)
+    with pytest.raises(ValueError, match="no valid loader" if drop == "missing" else "is empty"): fit(learn)
+
+
+@pytest.mark.parametrize("cbs", [MetaRisk(), BatchRisk("cvar")], ids=str)
+def test_a_loss_without_per_sample_form(cbs):
+    with pytest.raises(TypeError, match="has no `reduction`.*pass loss_func="): fit(learner(cbs, loss=lambda p, y: ce(p, y).mean()))
+    with pytest.raises(ValueError, match="must give one loss a sample"): fit(learner(type(cbs)("expected", loss_func=F.cross_entropy)))
+    fit(learner(type(cbs)("expected", loss_func=ce), loss=lambda p, y: ce(p, y).mean()))
+
+
+def test_a_meta_gradient_that_is_not_finite_is_skipped_counted_and_said():
+    def bad(pred, y): return ce(pred, y) * float("nan")
+    learn = learner(MetaRisk(every=2, meta_loss=bad))
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match="not finite"): learn.fit(1, .1)
+    assert learn.meta_risk.skipped == 5 and torch.equal(learn.meta_risk.weights, SortedReducer(20).weights().detach())
+    assert all(v.isfinite().all() for v in state(learn))
+
+
+@pytest.mark.parametrize("kw,says", [({"risk": "cvr"}, "risk 'cvr' is unknown"), ({"n_inner": 0}, "n_inner must be"), ({"every": 1.5}, "every must be"),
+                                     ({"knots": 1}, "knots must be"), ({"method": "fast"}, "method must be one of"), ({"meta_loss": "ce"}, "meta_loss must be"),
+                                     ({"meta_lr": -1}, "meta_lr must be"), ({"floor": 2}, "floor must be"), ({"meta_bs": 0}, "meta_bs must be")])
+def test_bad_arguments(kw, says):
+    with pytest.raises(ValueError, match=says): MetaRisk(**kw)
+
+
+# --- The demo's path on a GPU
+
+@pytest.mark.gpu
+def test_on_cuda():
+    cuda = torch.device("cuda")
+    learn = Learner(fashion_mini(noise=.5, device=cuda), mlp().to(cuda), CrossEntropyLossFlat(), metrics=accuracy, opt_func=SGD, cbs=MetaRisk())
+    fit(learn, 3)
+    assert learn.meta_risk.weights.device.type == "cuda" and learn.validate(ds_idx=3)[1] > .7
