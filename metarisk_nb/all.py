@@ -1,0 +1,8 @@
+"Everything at once, the fastai way: `from metarisk_nb.all import *`"
+
+from .risk import *
+from .reducer import *
+from .hypergrad import *
+from .callback import *
+from .data import *
+from .plot import *

@@ -1,0 +1,53 @@
+"Every notebook runs, one pytest item each; the library and the README are what the notebooks export"
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NBS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+
+def cli(fun, *args, cwd=ROOT):
+    "Run an nbdev command with this Python, whatever PATH says"
+    mod, name = fun.split(":")
+    code = f"import sys; from {mod} import {name} as f; sys.argv[0] = {name!r}; f()"
+    env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
+    r = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
+    assert r.returncode == 0, (r.stdout + r.stderr)[-5000:]
+    return r.stdout + r.stderr
+
+
+@pytest.mark.parametrize("fn", NBS, ids=lambda p: p.stem)
+def test_notebook_runs(fn):
+    assert "Success" in cli("nbdev.test:nbdev_test", fn)
+
+
+def test_library_and_notebooks_are_in_step_and_clean(tmp_path):
+    for d in ("nbs", "metarisk_nb"): shutil.copytree(ROOT / d, tmp_path / d, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for f in ("pyproject.toml", "settings.ini", "README.md"): shutil.copy(ROOT / f, tmp_path)
+    cli("nbdev.doclinks:nbdev_export", cwd=tmp_path)
+    cli("nbdev.clean:nbdev_clean", cwd=tmp_path)
+    for d, ext in (("metarisk_nb", "*.py"), ("nbs", "*.ipynb")):
+        names = sorted(p.relative_to(tmp_path) for p in (tmp_path / d).rglob(ext))
+        assert names == sorted(p.relative_to(ROOT) for p in (ROOT / d).rglob(ext) if ".ipynb_checkpoints" not in p.parts)
+        stale = [str(n) for n in names if not filecmp.cmp(tmp_path / n, ROOT / n, shallow=False)]
+        assert not stale, f"run `make prepare`: {stale}"
+
+
+def test_readme_is_made_from_the_index():
+    subprocess.run([sys.executable, ROOT / "scripts/readme.py", "--check"], check=True)
+
+
+def test_lint():
+    subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", ROOT], check=True)
+
+
+def test_notebooks_are_small_and_keep_their_pictures():
+    for fn in NBS:
+        assert fn.stat().st_size < 500_000, fn.name
+        assert "image/png" in fn.read_text(), f"{fn.name}: run `make outputs`"

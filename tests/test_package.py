@@ -1,0 +1,99 @@
+"The project as its users meet it: the wheel in a new environment, the demo, the requirements, the public names"
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from configparser import ConfigParser
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = ["risk", "reducer", "hypergrad", "callback", "data", "plot"]
+ini = ConfigParser(delimiters=["="])
+ini.read(ROOT / "settings.ini")
+
+
+def sh(*args, ok=True, **kwargs):
+    r = subprocess.run([str(o) for o in args], capture_output=True, text=True, **kwargs)
+    assert (r.returncode == 0) == ok, (r.stdout + r.stderr)[-4000:]
+    return r.stdout + r.stderr
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    out = tmp_path_factory.mktemp("dist")
+    sh(sys.executable, "-m", "build", "--outdir", out, ROOT)  # the wheel is built from the sdist
+    return next(out.glob("*.whl"))
+
+
+def test_wheel_holds_the_data_and_no_notebook(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {f"metarisk_nb/data/{o}" for o in ("fashion_mini.npz", "fashion_mini.json", "LICENSE.fashion-mnist")} <= set(names)
+    assert not [o for o in names if o.endswith(".ipynb") or o.startswith(("nbs", "tests", "scripts"))]
+    meta = zipfile.ZipFile(wheel).read(next(o for o in names if o.endswith("METADATA"))).decode()
+    got = {re.sub(r"[<>=,\s].*", "", o) for o in re.findall(r"^Requires-Dist: (.*)$", meta, re.M) if "extra" not in o}
+    assert got == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["requirements"].split()}
+    assert f"Requires-Python: >={ini['DEFAULT']['min_python']}" in meta and "License-Expression: Apache-2.0" in meta
+
+
+def test_wheel_works_in_a_new_environment(wheel, tmp_path):
+    sh(sys.executable, "-m", "venv", tmp_path / "venv")
+    python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    sh(python, "-m", "pip", "install", "-q", "--no-deps", wheel)
+    site = sh(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    Path(site, "requirements.pth").write_text(sysconfig.get_path("purelib") + "\n")  # what it requires, from here
+    code = ("from metarisk_nb.all import *; import metarisk_nb; print(metarisk_nb.__file__); dls = fashion_mini(noise=.5)\n"
+            "from fastai.basics import Learner, CrossEntropyLossFlat\n"
+            "learn = Learner(dls, mlp(), CrossEntropyLossFlat(), cbs=MetaRisk()); learn.fit(1, .01); print(len(learn.meta_risk.weights))")
+    out = sh(python, "-I", "-c", code, cwd=tmp_path)
+    assert str(tmp_path) in out and "\n100" in out
+
+
+def test_requirements_are_what_the_library_imports():
+    used = set()
+    for fn in (ROOT / "metarisk_nb").glob("*.py"):
+        for node in ast.walk(ast.parse(fn.read_text())):
+            if isinstance(node, ast.Import): used |= {o.name.split(".")[0] for o in node.names}
+            if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
+    used -= set(sys.stdlib_module_names)
+    assert used == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["requirements"].split()}
+
+
+def test_version_is_that_of_settings(): assert version("metarisk_nb") == ini["DEFAULT"]["version"]
+
+
+def test_every_public_name_is_documented():
+    for m in MODULES:
+        mod = importlib.import_module(f"metarisk_nb.{m}")
+        for name in mod.__all__:
+            o = getattr(mod, name)
+            if callable(o) and getattr(o, "__module__", "").startswith("metarisk_nb"): assert inspect.getdoc(o), f"{m}.{name}"
+            if inspect.isclass(o):
+                for k, f in vars(o).items():
+                    hook = k.startswith(("_", "before_", "after_", "accumulate", "reset", "forward")) or k in ("value", "name", "cumulative", "weights")
+                    assert hook or not inspect.isfunction(f) or f.__doc__ or k in ("steps", "values"), f"{m}.{name}.{k}"
+
+
+def test_seven_things_stand_at_the_top():
+    for o in "nbs metarisk_nb _quarto.yml settings.ini setup.py tests README.md LICENSE CHANGELOG.md CITATION.cff CONTRIBUTING.md".split(): assert (ROOT / o).exists(), o
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in readme and "make test" in readme
+
+
+def test_demo_does_its_job(tmp_path):
+    out = sh(sys.executable, ROOT / "scripts/demo.py", "--out", tmp_path / "demo.png", cwd=tmp_path)
+    acc = {k: float(v) for k, v in re.findall(r"^(plain|learned|oracle) +([\d.]+)%", out, re.M)}
+    assert acc["learned"] >= acc["plain"] + 10 and acc["learned"] >= acc["oracle"] - .5, acc
+    worst = int(re.search(r"the worst 40% of a batch carry (\d+)%", out)[1])
+    assert worst < 10 and (tmp_path / "demo.png").stat().st_size > 20_000 and "make lab" in out
+
+
+def test_demo_says_what_is_missing(tmp_path):
+    assert "is missing: run `make demo`" in sh(sys.executable, "-S", ROOT / "scripts/demo.py", ok=False)
+    assert "--noise must be in [0, 1), got 2.0" in sh(sys.executable, ROOT / "scripts/demo.py", "--noise", 2, ok=False)
