@@ -9,6 +9,7 @@ help:                             ## this list
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v=(3, 10); sys.exit(sys.version_info < v and f"metarisk_nb needs Python {v[0]}.{v[1]} or newer, this is {sys.version.split()[0]}: name another with make PYTHON=...")'
+	@echo 'Installing into $(VENV): a few minutes, and some GB with the GPU libraries of torch'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@

@@ -173,7 +173,7 @@ def _target_share(risk):
 def _check_whole(name, x, least=1):
     if not isinstance(x, int) or x < least: raise ValueError(f'{name} must be a whole number of at least {least}, got {x!r}')
 
-# %% ../nbs/03_callback.ipynb #b3f4f421
+# %% ../nbs/03_callback.ipynb #c38a1b37
 class MetaRisk(_Weighing):
     "Learn the weights of the sorted losses of a batch while the model trains, so that `risk` on validation data falls (paper, Algorithm 1)"
     _stateattrs = ('_meta', '_fresh', 'meta_dl')
@@ -221,7 +221,10 @@ class MetaRisk(_Weighing):
         super().before_train()
         self.step_done = True
         if self.reducer is None: self._create(self.dls.train.bs if hasattr(self.dls.train, 'bs') else self.dls.train.batch_size)
-        self.reducer.to(next(self.model.parameters()).device)
+        device = next(self.model.parameters()).device
+        if self.reducer.logits.device != device:
+            self.reducer.to(device)
+            self.opt_phi.load_state_dict(self.opt_phi.state_dict())  # moves Adam's averages along
         if self._meta is None: self._meta = self._meta_batches()
 
     def _create(self, n, knots=False):

@@ -24,7 +24,7 @@ def interpolation(
     hat = torch.eye(knots, dtype=torch.float64)
     return (1 - t) * hat[i] + t * hat[i + 1]
 
-# %% ../nbs/01_reducer.ipynb #8a8fc03f
+# %% ../nbs/01_reducer.ipynb #9a93d6a9
 class SortedReducer(nn.Module):
     "Learned convex combination of the sorted losses (paper, section 3): softmax of one logit a place, or of logits drawn between knots"
     def __init__(self,
@@ -67,4 +67,6 @@ class SortedReducer(nn.Module):
         ok = ess_share((scale[:, None] * z).softmax(1)) >= min(share, 1 - 1e-6)
         self.logits.mul_((scale * ok).max())
 
-    def extra_repr(self): return f'n={self.n}, knots={self.knots}'
+    def extra_repr(self):
+        "For `print`"
+        return f'n={self.n}, knots={self.knots}'
