@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['meta_losses', 'per_sample', 'sample_losses', 'RiskMetric', 'History', 'BatchRisk', 'mae', 'gce', 'MetaRisk']
 
-# %% ../nbs/03_callback.ipynb #8d09f1af
+# %% ../nbs/03_callback.ipynb #c653f03f
 import inspect
 from bisect import bisect_right
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import partial
+from itertools import repeat
 from warnings import warn
 
 import torch
@@ -108,14 +109,14 @@ class History:
         "The weights that were used at `step`, or the last ones before"
         return Spectral.from_weights(self._rows[max(0, bisect_right(self.steps, step) - 1), :-1])
 
-# %% ../nbs/03_callback.ipynb #e34cd566
+# %% ../nbs/03_callback.ipynb #54d0f1d8
 class _Weighing(Callback):
     "Shared by the callbacks that weigh the losses of a training batch: only `loss_grad` is set, `loss` and `loss_func` stay"
     order,run_valid,loss_func,n_step = -5,False,None,0
     def before_fit(self): # `lr_find` and predictions are none of our business
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     def before_train(self): self._loss = partial(sample_losses, self.loss_func or per_sample(self.learn.loss_func))
-    def after_batch(self): self.n_step += 1
+    def after_step(self): self.n_step += 1  # optimizer steps, not batches: gradients may be accumulated
 
 class BatchRisk(_Weighing):
     "Train on a hand-made risk of each batch (the paper's batch ρ), or replay a schedule of weights"
@@ -148,9 +149,13 @@ def gce(
 
 meta_losses = dict(mae=mae, gce=gce)
 
-# %% ../nbs/03_callback.ipynb #f266ec80
+# %% ../nbs/03_callback.ipynb #10cc968e
 def _endless(dl):
-    while True: yield from dl
+    "The batches of `dl`, again and again"
+    while True:
+        batch = None
+        for batch in dl: yield batch
+        if batch is None: raise ValueError('MetaRisk: a loader that should give batches is empty')
 
 def _n_items(dl):
     "How many samples a loader has; None when it does not know"
@@ -173,12 +178,12 @@ def _target_share(risk):
 def _check_whole(name, x, least=1):
     if not isinstance(x, int) or x < least: raise ValueError(f'{name} must be a whole number of at least {least}, got {x!r}')
 
-# %% ../nbs/03_callback.ipynb #c38a1b37
+# %% ../nbs/03_callback.ipynb #74c807fd
 class MetaRisk(_Weighing):
     "Learn the weights of the sorted losses of a batch while the model trains, so that `risk` on validation data falls (paper, Algorithm 1)"
     _stateattrs = ('_meta', '_fresh', 'meta_dl')
     reducer,history,opt_phi,meta_dl,_meta,_fresh,_stream = None,None,None,None,None,None,None
-    step_done,uniform,said,value = True,True,False,float('nan')
+    last_step,uniform,said,value = None,True,False,float('nan')
     def __init__(self,
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
@@ -219,12 +224,6 @@ class MetaRisk(_Weighing):
 
     def before_train(self):
         super().before_train()
-        self.step_done = True
-        if self.reducer is None: self._create(self.dls.train.bs if hasattr(self.dls.train, 'bs') else self.dls.train.batch_size)
-        device = next(self.model.parameters()).device
-        if self.reducer.logits.device != device:
-            self.reducer.to(device)
-            self.opt_phi.load_state_dict(self.opt_phi.state_dict())  # moves Adam's averages along
         if self._meta is None: self._meta = self._meta_batches()
 
     def _create(self, n, knots=False):
@@ -233,19 +232,27 @@ class MetaRisk(_Weighing):
         self.reducer, self.history = SortedReducer(n, knots), History()
         self.opt_phi = torch.optim.Adam(self.reducer.parameters(), lr=self.meta_lr)
 
+    def _ready(self, l):
+        "Make the reducer at the first batch, and bring it to the losses' device"
+        dl = self.dls.train
+        if self.reducer is None: self._create(getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None) or len(l))
+        if self.reducer.logits.device != l.device:
+            self.reducer.to(l.device)
+            self.opt_phi.load_state_dict(self.opt_phi.state_dict())  # moves Adam's averages along
+
     def _meta_batches(self):
         "Endless validation batches; a set no larger than `meta_bs` is one batch, kept"
         dl = self.meta_dl if self.meta_dl is not None else self.dls.loaders[1] if len(self.dls.loaders) > 1 else None
         if dl is None: raise ValueError('MetaRisk learns on validation data, and learn.dls has no valid loader: add one, or pass meta_dl=')
         n = _n_items(dl)
-        if n == 0 or (n is None and len(dl) == 0):
+        if n == 0:
             raise ValueError('MetaRisk learns on validation data, and the loader of it is empty: split off more, or pass meta_dl=')
         with self._own_stream():
-            if n is None: return _endless(dl)
-            if n > self.meta_bs: return _endless(_reload(dl, bs=self.meta_bs, shuffle=True, drop_last=True))
+            if n is None: return map(self._split_batch, _endless(dl))
+            if n > self.meta_bs: return map(self._split_batch, _endless(_reload(dl, bs=self.meta_bs, shuffle=True, drop_last=True)))
             if n < self.meta_bs and not self.said: warn(f'MetaRisk: the validation set has {n} samples, fewer than meta_bs={self.meta_bs}: it is used whole')
             self.said = True
-            return _endless([self._split_batch(next(iter(_reload(dl, bs=n, shuffle=False, drop_last=False))))])
+            return repeat(self._split_batch(next(_endless(_reload(dl, bs=n, shuffle=False, drop_last=False)))))
 
     @contextmanager
     def _own_stream(self):
@@ -260,7 +267,6 @@ class MetaRisk(_Weighing):
 
     def _split_batch(self, b):
         "A batch as plain tensors on the model's device: ((x, ...), (y, ...))"
-        if isinstance(b, tuple) and len(b) == 2 and isinstance(b[0], tuple): return b
         b = [_plain(o) for o in to_device(tuple(b), next(self.model.parameters()).device)]
         i = getattr(self.dls, 'n_inp', max(1, len(b) - 1))
         return tuple(b[:i]), tuple(b[i:])
@@ -296,7 +302,7 @@ class MetaRisk(_Weighing):
     def meta_step(self):
         "Move the logits along the hypergradient; a gradient that is not finite is skipped and counted"
         with self._own_stream(), torch.autocast(self.reducer.logits.device.type, enabled=False):
-            self.value, grad = hypergradient(self._net, self.reducer, self.risk, self._loss, self._inner_batches(), self._split_batch(next(self._meta)),
+            self.value, grad = hypergradient(self._net, self.reducer, self.risk, self._loss, self._inner_batches(), next(self._meta),
                                              self._rates(), method=self.method, meta_loss=self._val_loss())
         if not grad.isfinite().all():
             if not self.skipped: warn('MetaRisk: a meta-gradient was not finite; its step is skipped (see .skipped)')
@@ -309,12 +315,13 @@ class MetaRisk(_Weighing):
 
     def after_loss(self):
         l = self._loss(self.pred, *self.yb)
-        if self.step_done and self.n_step % self.every == 0: self.meta_step()
-        self.step_done = False
-        self.history.add(self.n_step, self.weights, self.value)
+        self._ready(l)
+        if self.n_step != self.last_step:  # the first batch, or the optimizer has moved since
+            self.last_step = self.n_step
+            if self.n_step % self.every == 0: self.meta_step()
+            self.history.add(self.n_step, self.weights, self.value)
         if not self.uniform: self.learn.loss_grad = weigh(l, self.reducer.weights(len(l)).detach())  # else it is the Learner's own loss
 
-    def after_step(self): self.step_done = True
     def after_fit(self): self._meta = self._fresh = None
 
     @property

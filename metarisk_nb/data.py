@@ -6,7 +6,7 @@
 __all__ = ['noise_kinds', 'data_path', 'fashion_classes', 'noisy_labels', 'TensorSet', 'TensorDL', 'four_way', 'fashion_mini',
            'fashion_mnist', 'cifar10', 'mlp', 'cnn', 'resnet18_32']
 
-# %% ../nbs/04_data.ipynb #5b4cd4f3
+# %% ../nbs/04_data.ipynb #529242c3
 import gzip
 import hashlib
 import io
@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.transforms import CategoryMap
 from fastai.layers import ConvLayer
-from fastai.torch_core import default_device
+from fastai.torch_core import default_device, show_images
 from fastcore.basics import chunked
 from fastcore.meta import delegates
 from torch import Tensor, nn
@@ -44,25 +45,35 @@ def noisy_labels(
     y[i] = noise_kinds[kind](y[i], n_classes, g).to(y.dtype)
     return y
 
-# %% ../nbs/04_data.ipynb #f6174f79
+# %% ../nbs/04_data.ipynb #bf85fafc
 class TensorSet:
     "Images and labels as tensors, indexed by whole batches; `clean` are the labels before noise, for study only"
     def __init__(self,
         x:Tensor,          # (n, ...) inputs
         y:Tensor,          # n labels to train on
         clean:Tensor=None, # n true labels; `y` by default
-    ): self.x, self.y, self.clean = x, y, y if clean is None else clean
+        vocab=None,        # Names of the classes
+    ): self.x, self.y, self.clean, self.vocab = x, y, y if clean is None else clean, vocab
     def __len__(self): return len(self.y)
     def __getitem__(self, i): return self.x[i], self.y[i]
+    def new_empty(self):
+        "The same without samples, for `learn.export`"
+        return TensorSet(*[o[:0].clone() for o in (self.x, self.y, self.clean)], self.vocab)
 
 class TensorDL(TfmdDL):
     "A fastai loader that cuts its batches out of a `TensorSet`, on the set's device"
     def __init__(self, dataset, bs=100, shuffle=False, num_workers=0, **kwargs): super().__init__(dataset, bs, shuffle, 0, **kwargs)
     def create_batches(self, samps):
+        "A batch is one indexing operation"
         for i in chunked(samps, self.bs, self.drop_last): yield self.dataset[torch.tensor(i, device=self.dataset.y.device)]
-    def _one_pass(self): self._n_inp, self._types = 1, (tuple, [Tensor, Tensor])
+    def _one_pass(self): self._n_inp, self._types = 1, {tuple: [Tensor, Tensor]}
+    def show_batch(self, b=None, max_n=8, **kwargs):
+        "Draw the first images of a batch with their labels"
+        x, y = [o[:max_n].cpu() for o in (self.one_batch() if b is None else b)]
+        x = (x - x.amin()) / (x.amax() - x.amin())
+        show_images(x, titles=[self.vocab[int(o)] if self.vocab else int(o) for o in y], nrows=-(-len(y) // 8), **kwargs)
 
-# %% ../nbs/04_data.ipynb #08fe6c6a
+# %% ../nbs/04_data.ipynb #21fbaf9c
 def four_way(
     train,             # (images uint8, labels), the images as (n, H, W) or (n, C, H, W)
     test,              # (images, labels)
@@ -77,17 +88,17 @@ def four_way(
     "Split as the paper does (90/5/5 and test), with label noise, from tensors in memory"
     device = default_device() if device is None else torch.device(device)
     (x, y), (tx, ty) = [(_channels(a), torch.as_tensor(b).long()) for a, b in (train, test)]
-    n_classes = int(y.max()) + 1
+    n_classes, vocab = int(y.max()) + 1, classes and CategoryMap(classes, sort=False)
     noisy = noisy_labels(y, noise, n_classes, noise_kind, seed)
     mean, std = x.float().mean((0, 2, 3), keepdim=True), x.float().std((0, 2, 3), keepdim=True)
     scaled = lambda o: ((o.float() - mean) / std).to(device)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))  # not torch's stream: that draws the noise
     parts = order.tensor_split([round(.9*len(y)), round(.95*len(y))])
     labels = [noisy, y if clean_valid else noisy, noisy]
-    sets = [TensorSet(scaled(x[i]), given[i].to(device), y[i].to(device)) for i, given in zip(parts, labels)]
-    sets.append(TensorSet(scaled(tx), ty.to(device)))
+    sets = [TensorSet(scaled(x[i]), given[i].to(device), y[i].to(device), vocab) for i, given in zip(parts, labels)]
+    sets.append(TensorSet(scaled(tx), ty.to(device), vocab=vocab))
     dls = DataLoaders(*[TensorDL(s, max(bs, 500) if k else bs, shuffle=not k, drop_last=not k, device=device) for k, s in enumerate(sets)])
-    dls.device, dls.c, dls.n_inp, dls.vocab = device, n_classes, 1, classes
+    dls.device, dls.c, dls.n_inp = device, n_classes, 1
     return dls
 
 def _channels(x):

@@ -189,7 +189,7 @@ def test_gradient_accumulation_makes_one_meta_step_an_optimizer_step():
             if self.training: count.append(self.learn.meta_risk.reducer.logits.detach().clone())
     fit(learn.add_cbs([GradientAccumulation(40), Count()]), 1)
     moves = sum(not torch.equal(a, b) for a, b in zip([torch.zeros_like(count[0]), *count], count))
-    assert len(count) == 10 and moves == 5
+    assert len(count) == 10 and moves == 5 == learn.meta_risk.n_step == len(learn.meta_risk.history)
 
 
 def test_progress_bar_and_bf16_on_the_cpu():
