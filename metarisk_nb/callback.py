@@ -109,9 +109,9 @@ class History:
         "The weights that were used at `step`, or the last ones before"
         return Spectral.from_weights(self._rows[max(0, bisect_right(self.steps, step) - 1), :-1])
 
-# %% ../nbs/03_callback.ipynb #54d0f1d8
+# %% ../nbs/03_callback.ipynb #fd501229
 class _Weighing(Callback):
-    "Shared by the callbacks that weigh the losses of a training batch: only `loss_grad` is set, `loss` and `loss_func` stay"
+    "Shared by the callbacks that weigh a training batch: only `loss_grad` is set, `loss` and `loss_func` stay"
     order,run_valid,loss_func,n_step = -5,False,None,0
     def before_fit(self): # `lr_find` and predictions are none of our business
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
@@ -149,7 +149,7 @@ def gce(
 
 meta_losses = dict(mae=mae, gce=gce)
 
-# %% ../nbs/03_callback.ipynb #10cc968e
+# %% ../nbs/03_callback.ipynb #57ac9e8b
 def _endless(dl):
     "The batches of `dl`, again and again"
     while True:
@@ -175,12 +175,18 @@ def _target_share(risk):
     l = -torch.linspace(1/400, 1 - 1/400, 200, dtype=torch.float64).log()
     return float(ess_share(risk.influence(l).clamp(min=0)))
 
-def _check_whole(name, x, least=1):
-    if not isinstance(x, int) or x < least: raise ValueError(f'{name} must be a whole number of at least {least}, got {x!r}')
+def _single_label(pred, *y):
+    "Are these logits of several classes, and one whole number a sample as target?"
+    if len(y) != 1 or not all(isinstance(o, Tensor) for o in (pred, *y)): return False
+    return pred.ndim == 2 and pred.shape[1] > 1 and y[0].numel() == len(pred) and not y[0].is_floating_point()
 
-# %% ../nbs/03_callback.ipynb #74c807fd
+def _check_whole(name, x, least=1):
+    if not isinstance(x, int) or x < least:
+        raise ValueError(f'{name} must be a whole number of at least {least}, got {x!r}')
+
+# %% ../nbs/03_callback.ipynb #833a0374
 class MetaRisk(_Weighing):
-    "Learn the weights of the sorted losses of a batch while the model trains, so that `risk` on validation data falls (paper, Algorithm 1)"
+    "Learn the weights of the sorted losses while the model trains, so that `risk` on validation data falls (paper, Algorithm 1)"
     _stateattrs = ('_meta', '_fresh', 'meta_dl')
     reducer,history,opt_phi,meta_dl,_meta,_fresh,_stream = None,None,None,None,None,None,None
     last_step,uniform,said,value = None,True,False,float('nan')
@@ -188,16 +194,16 @@ class MetaRisk(_Weighing):
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
         every=10,          # Training steps from one meta-step to the next
-        meta_lr=None,      # Adam's rate for the logits; None: .1/sqrt(share), share: the target's own effective sample size (.1 for the mean)
+        meta_lr=None,      # Adam's rate for the logits; None: .1/sqrt(effective share of the target's own weights)
         inner_lr=None,     # Learning rate of the inner steps; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=500,       # Samples of a validation batch; a smaller set is used whole
         knots=12,          # Knots of the `SortedReducer`; None (or a batch no larger than that): one logit a place
         loss_func=None,    # (pred, *y) -> one loss a sample, for a Learner's loss that has no `reduction`
-        meta_loss='auto',  # Loss on validation data: 'own' (the Learner's), 'mae', 'gce', a per-sample function, or 'auto': 'gce' for single labels and the mean as target, else 'own'
+        meta_loss='auto',  # On validation data: 'own', 'mae', 'gce', a function; 'auto': 'gce' for one label and the mean, else 'own'
         method='exact',    # As in `hypergradient`
         fresh=False,       # Draw all inner batches anew (the paper's way); else the first one is the training batch
-        floor=.6,          # Least effective sample size at the start, as a share of the target's own; falls to 0 over the fit
+        floor=.6,          # Least effective sample size, as a share of the target's own; falls to 0 over the fit
         seed=0,            # Of the callback's own random stream
     ):
         super().__init__()
@@ -205,12 +211,13 @@ class MetaRisk(_Weighing):
         if knots is not None: _check_whole('knots', knots, 2)
         if method not in methods: raise ValueError(f'method must be one of {", ".join(methods)}, got {method!r}')
         if not (callable(meta_loss) or meta_loss in ('auto', 'own', *meta_losses)):
-            raise ValueError(f"meta_loss must be 'auto', 'own', {', '.join(map(repr, meta_losses))} or a function, got {meta_loss!r}")
-        if meta_lr is not None and not meta_lr >= 0: raise ValueError(f'meta_lr must be None or at least 0, got {meta_lr}')
+            raise ValueError(f"meta_loss must be 'auto', 'own', 'mae', 'gce' or a function, got {meta_loss!r}")
+        if meta_lr is not None and not meta_lr >= 0:
+            raise ValueError(f'meta_lr must be None or at least 0, got {meta_lr}')
         if not 0 <= floor <= 1: raise ValueError(f'floor must be in [0, 1], got {floor}')
-        self.risk, self.n_inner, self.every, self.inner_lr, self.meta_dl = as_risk(risk), n_inner, every, inner_lr, meta_dl
-        self.meta_bs, self.knots, self.loss_func, self.meta_loss = meta_bs, knots, loss_func, meta_loss
-        self.method, self.fresh, self.floor, self.seed, self.skipped = method, fresh, floor, seed, 0
+        self.risk, self.n_inner, self.every, self.inner_lr = as_risk(risk), n_inner, every, inner_lr
+        self.meta_dl, self.meta_bs, self.meta_loss, self.loss_func = meta_dl, meta_bs, meta_loss, loss_func
+        self.knots, self.method, self.fresh, self.floor, self.seed, self.skipped = knots, method, fresh, floor, seed, 0
         self.share = _target_share(self.risk)
         self.meta_lr = .1 / self.share**.5 if meta_lr is None else meta_lr
 
@@ -219,8 +226,9 @@ class MetaRisk(_Weighing):
         risk='expected', # Target risk
         **kwargs,        # Changes to the paper's setting
     ):
-        "Algorithm 1 to the letter: 5 inner steps on fresh batches, a logit a place, Adam at 1e-3 in every step, validation batches of 2000"
-        return cls(risk, **{**dict(n_inner=5, every=1, meta_lr=1e-3, meta_bs=2000, knots=None, meta_loss='own', fresh=True, floor=0.), **kwargs})
+        "Algorithm 1 to the letter: in every step 5 fresh inner batches, a validation batch of 2000, Adam at 1e-3 on a logit a place"
+        setting = dict(n_inner=5, every=1, meta_lr=1e-3, meta_bs=2000, knots=None, meta_loss='own', fresh=True, floor=0.)
+        return cls(risk, **{**setting, **kwargs})
 
     def before_train(self):
         super().before_train()
@@ -243,16 +251,18 @@ class MetaRisk(_Weighing):
     def _meta_batches(self):
         "Endless validation batches; a set no larger than `meta_bs` is one batch, kept"
         dl = self.meta_dl if self.meta_dl is not None else self.dls.loaders[1] if len(self.dls.loaders) > 1 else None
-        if dl is None: raise ValueError('MetaRisk learns on validation data, and learn.dls has no valid loader: add one, or pass meta_dl=')
+        why = 'MetaRisk learns on validation data, and'
+        if dl is None: raise ValueError(f'{why} learn.dls has no valid loader: add one, or pass meta_dl=')
         n = _n_items(dl)
-        if n == 0:
-            raise ValueError('MetaRisk learns on validation data, and the loader of it is empty: split off more, or pass meta_dl=')
-        with self._own_stream():
-            if n is None: return map(self._split_batch, _endless(dl))
-            if n > self.meta_bs: return map(self._split_batch, _endless(_reload(dl, bs=self.meta_bs, shuffle=True, drop_last=True)))
-            if n < self.meta_bs and not self.said: warn(f'MetaRisk: the validation set has {n} samples, fewer than meta_bs={self.meta_bs}: it is used whole')
+        if n == 0: raise ValueError(f'{why} the loader of it is empty: split off more, or pass meta_dl=')
+        if n is not None and n < self.meta_bs and not self.said:
+            warn(f'MetaRisk: the validation set has {n} samples, fewer than meta_bs={self.meta_bs}: it is used whole')
             self.said = True
-            return repeat(self._split_batch(next(_endless(_reload(dl, bs=n, shuffle=False, drop_last=False)))))
+        with self._own_stream():
+            if n is not None and n <= self.meta_bs:
+                return repeat(self._split_batch(next(_endless(_reload(dl, bs=n, shuffle=False, drop_last=False)))))
+            if n is not None: dl = _reload(dl, bs=self.meta_bs, shuffle=True, drop_last=True)
+            return map(self._split_batch, _endless(dl))
 
     @contextmanager
     def _own_stream(self):
@@ -274,14 +284,15 @@ class MetaRisk(_Weighing):
     def _inner_batches(self):
         "The K batches of the inner steps"
         now = [] if self.fresh else [(tuple(map(_plain, self.xb)), tuple(map(_plain, self.yb)))]
-        if len(now) < self.n_inner and self._fresh is None: self._fresh = _endless(_reload(self.dls.train, shuffle=self._shuffled))
+        if len(now) == self.n_inner: return now
+        if self._fresh is None: self._fresh = _endless(_reload(self.dls.train, shuffle=getattr(self.dls.train, 'shuffle', True)))
         return now + [self._split_batch(next(self._fresh)) for _ in range(self.n_inner - len(now))]
 
     @property
-    def _shuffled(self): return getattr(self.dls.train, 'shuffle', True)
-
-    @property
-    def _net(self): return self.model.module if isinstance(self.model, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else self.model
+    def _net(self):
+        "The model itself, without a wrapper for several GPUs"
+        wrapped = isinstance(self.model, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        return self.model.module if wrapped else self.model
 
     def _rates(self):
         "Today's learning rate of each trainable parameter, by name"
@@ -292,18 +303,16 @@ class MetaRisk(_Weighing):
     def _val_loss(self):
         "The per-sample loss on validation data"
         if callable(self.meta_loss): return partial(sample_losses, self.meta_loss)
-        name = self.meta_loss
-        if name == 'auto':
-            y, single = self.y, self.pred if isinstance(self.pred, Tensor) else torch.empty(0)
-            single = single.ndim == 2 and single.shape[1] > 1 and isinstance(y, Tensor) and y.numel() == len(y) and not y.is_floating_point()
-            name = 'gce' if single and str(self.risk) == str(as_risk('expected')) else 'own'
-        return meta_losses.get(name, self._loss)
+        if self.meta_loss != 'auto': return meta_losses.get(self.meta_loss, self._loss)
+        noise_matters = self.risk == as_risk('expected') and _single_label(self.pred, *self.yb)
+        return gce if noise_matters else self._loss
 
     def meta_step(self):
         "Move the logits along the hypergradient; a gradient that is not finite is skipped and counted"
         with self._own_stream(), torch.autocast(self.reducer.logits.device.type, enabled=False):
-            self.value, grad = hypergradient(self._net, self.reducer, self.risk, self._loss, self._inner_batches(), next(self._meta),
-                                             self._rates(), method=self.method, meta_loss=self._val_loss())
+            self.value, grad = hypergradient(
+                self._net, self.reducer, self.risk, self._loss, self._inner_batches(), next(self._meta), self._rates(),
+                method=self.method, meta_loss=self._val_loss())
         if not grad.isfinite().all():
             if not self.skipped: warn('MetaRisk: a meta-gradient was not finite; its step is skipped (see .skipped)')
             self.skipped += 1
@@ -320,7 +329,8 @@ class MetaRisk(_Weighing):
             self.last_step = self.n_step
             if self.n_step % self.every == 0: self.meta_step()
             self.history.add(self.n_step, self.weights, self.value)
-        if not self.uniform: self.learn.loss_grad = weigh(l, self.reducer.weights(len(l)).detach())  # else it is the Learner's own loss
+        if not self.uniform:  # uniform weights are the Learner's own loss, to the last bit
+            self.learn.loss_grad = weigh(l, self.reducer.weights(len(l)).detach())
 
     def after_fit(self): self._meta = self._fresh = None
 
@@ -344,15 +354,17 @@ class MetaRisk(_Weighing):
     def state_dict(self)->dict:
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
         if self.reducer is None: raise RuntimeError('MetaRisk has nothing to save before the first fit')
-        h = self.history
-        return dict(n=self.reducer.n, knots=self.reducer.knots, logits=self.reducer.logits.detach().clone(), optimizer=self.opt_phi.state_dict(),
-                    n_step=self.n_step, skipped=self.skipped, history=dict(every=h.every, steps=list(h.steps), weights=h.weights, values=h.values))
+        g, h = self.reducer, self.history
+        history = dict(every=h.every, steps=list(h.steps), weights=h.weights, values=h.values)
+        return dict(n=g.n, knots=g.knots, logits=g.logits.detach().clone(), optimizer=self.opt_phi.state_dict(),
+                    n_step=self.n_step, skipped=self.skipped, history=history)
 
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
         "Go on from a saved state"
-        if missing := {'n', 'knots', 'logits', 'optimizer', 'n_step', 'skipped', 'history'} - set(state): raise ValueError(f'state lacks {sorted(missing)}')
+        missing = {'n', 'knots', 'logits', 'optimizer', 'n_step', 'skipped', 'history'} - set(state)
+        if missing: raise ValueError(f'state lacks {sorted(missing)}')
         n, knots, shape = state['n'], state['knots'], tuple(state['logits'].shape)
         if shape != (knots or n,): raise ValueError(f'state has logits of shape {shape}, but n={n} and knots={knots}')
         self._create(n, knots)

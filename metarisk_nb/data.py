@@ -45,7 +45,7 @@ def noisy_labels(
     y[i] = noise_kinds[kind](y[i], n_classes, g).to(y.dtype)
     return y
 
-# %% ../nbs/04_data.ipynb #bf85fafc
+# %% ../nbs/04_data.ipynb #65d8d849
 class TensorSet:
     "Images and labels as tensors, indexed by whole batches; `clean` are the labels before noise, for study only"
     def __init__(self,
@@ -62,7 +62,8 @@ class TensorSet:
 
 class TensorDL(TfmdDL):
     "A fastai loader that cuts its batches out of a `TensorSet`, on the set's device"
-    def __init__(self, dataset, bs=100, shuffle=False, num_workers=0, **kwargs): super().__init__(dataset, bs, shuffle, 0, **kwargs)
+    def __init__(self, dataset, bs=100, shuffle=False, num_workers=0, **kwargs):
+        super().__init__(dataset, bs, shuffle, 0, **kwargs)  # no worker is worth its start
     def create_batches(self, samps):
         "A batch is one indexing operation"
         for i in chunked(samps, self.bs, self.drop_last): yield self.dataset[torch.tensor(i, device=self.dataset.y.device)]
@@ -70,10 +71,10 @@ class TensorDL(TfmdDL):
     def show_batch(self, b=None, max_n=8, **kwargs):
         "Draw the first images of a batch with their labels"
         x, y = [o[:max_n].cpu() for o in (self.one_batch() if b is None else b)]
-        x = (x - x.amin()) / (x.amax() - x.amin())
+        x = ((x - x.amin()) / (x.amax() - x.amin())).expand(-1, 3, -1, -1)  # grey stays grey
         show_images(x, titles=[self.vocab[int(o)] if self.vocab else int(o) for o in y], nrows=-(-len(y) // 8), **kwargs)
 
-# %% ../nbs/04_data.ipynb #21fbaf9c
+# %% ../nbs/04_data.ipynb #263d8ca9
 def four_way(
     train,             # (images uint8, labels), the images as (n, H, W) or (n, C, H, W)
     test,              # (images, labels)
@@ -97,7 +98,9 @@ def four_way(
     labels = [noisy, y if clean_valid else noisy, noisy]
     sets = [TensorSet(scaled(x[i]), given[i].to(device), y[i].to(device), vocab) for i, given in zip(parts, labels)]
     sets.append(TensorSet(scaled(tx), ty.to(device), vocab=vocab))
-    dls = DataLoaders(*[TensorDL(s, max(bs, 500) if k else bs, shuffle=not k, drop_last=not k, device=device) for k, s in enumerate(sets)])
+    loaders = [TensorDL(s, max(bs, 500), device=device) for s in sets]
+    loaders[0] = TensorDL(sets[0], bs, shuffle=True, drop_last=True, device=device)
+    dls = DataLoaders(*loaders)
     dls.device, dls.c, dls.n_inp = device, n_classes, 1
     return dls
 
@@ -106,7 +109,7 @@ def _channels(x):
     x = torch.as_tensor(x)
     return x if x.ndim == 4 else x[:, None]
 
-# %% ../nbs/04_data.ipynb #22a0ebaa
+# %% ../nbs/04_data.ipynb #6ecdc8f7
 data_path = Path(str(files('metarisk_nb')))/'data' # Where the bundled data lie
 fashion_classes = 'T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot'.split()
 
@@ -116,7 +119,8 @@ def _bundled(folder, name):
     for o in (fn, about):
         if not o.exists(): raise FileNotFoundError(f'{o} is missing: install metarisk_nb again')
     raw, want = fn.read_bytes(), json.loads(about.read_text())['sha256']
-    if hashlib.sha256(raw).hexdigest() != want: raise ValueError(f'{fn} is damaged: its sha256 is not {want}; install metarisk_nb again')
+    if hashlib.sha256(raw).hexdigest() != want:
+        raise ValueError(f'{fn} is damaged: its sha256 is not {want}; install metarisk_nb again')
     with np.load(io.BytesIO(raw), allow_pickle=False) as z: return dict(z)
 
 @delegates(four_way)
@@ -130,15 +134,17 @@ def fashion_mini(
 )->DataLoaders:           # Four loaders: train, valid, hyper, test
     "12,000 + 10,000 images of Fashion-MNIST, shipped with the package: 28x28 grey, ten classes"
     d = _bundled(data_path, 'fashion_mini')
-    return four_way((d['train_x'], d['train_y']), (d['test_x'], d['test_y']), noise, noise_kind, clean_valid, bs, seed, classes=fashion_classes, **kwargs)
+    train, test = [(d[f'{o}_x'], d[f'{o}_y']) for o in ('train', 'test')]
+    return four_way(train, test, noise, noise_kind, clean_valid, bs, seed, classes=fashion_classes, **kwargs)
 
-# %% ../nbs/04_data.ipynb #b81534fb
+# %% ../nbs/04_data.ipynb #301ed53b
 def _idx(folder, name):
     "One idx file, packed or not, as an array"
     fn = next((o for o in (folder/f'{name}.gz', folder/name) if o.exists()), None)
     raw = gzip.decompress(fn.read_bytes()) if fn.suffix == '.gz' else fn.read_bytes()
     shape = [int.from_bytes(raw[4 + 4*i:8 + 4*i], 'big') for i in range(raw[3])]
-    if len(raw) != 4 + 4*len(shape) + int(np.prod(shape)): raise ValueError(f'{fn} is damaged: it is not as long as its header says')
+    if len(raw) != 4 + 4*len(shape) + int(np.prod(shape)):
+        raise ValueError(f'{fn} is damaged: it is not as long as its header says')
     return np.frombuffer(raw, np.uint8, offset=4 + 4*len(shape)).reshape(shape)
 
 def _torchvision(cls, root):
