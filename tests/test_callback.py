@@ -10,7 +10,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, accuracy, set_seed
+from fastai.callback.core import CancelFitException
+from fastai.callback.data import WeightedDL
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle)
 from fastai.callback.training import GradientAccumulation
@@ -20,7 +23,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from metarisk_nb.callback import BatchRisk, History, MetaRisk, RiskMetric
+from metarisk_nb.callback import BatchRisk, History, MetaRisk, RiskMetric, sample_losses
 from metarisk_nb.data import TensorDL, TensorSet, fashion_mini, mlp
 from metarisk_nb.reducer import SortedReducer
 from metarisk_nb.risk import CVaR, as_risk
@@ -98,7 +101,7 @@ class Path(Callback):
 def test_paper_is_algorithm_1_step_for_step(risk):
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)).double()
     meta = MetaRisk.paper(risk)
-    meta._create = lambda n, knots=False, make=meta._create: (make(n, knots), meta.reducer.double())
+    meta._create = lambda n, knots, make=meta._create: (make(n, knots), meta.reducer.double(), meta._moved())
     learn = learner([meta, Path()], model=deepcopy(model), shuffle=False, dtype=torch.float64, wd=0., opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -253,6 +256,177 @@ def test_history_is_bounded_and_evenly_spaced(size, n):
     assert len(h) <= size and h.steps == list(range(0, n, h.every)) and len(h) >= min(n, size) // 2
 
 
+# --- Loaders of every kind: what is learned on is what the loader gives
+
+def numbered(ids, n=100, **kwargs):
+    "A torch loader over (a point, its number in the data set) that gives `ids` alone"
+    x, _ = tensors(n, 0)
+    data = torch.utils.data.TensorDataset(x, torch.arange(n))
+    return torch.utils.data.DataLoader(data, **(kwargs or {"batch_size": 20, "sampler": torch.utils.data.SubsetRandomSampler(ids)}))
+
+
+def by_number(pred, y): return ce(pred, y % 3)
+
+
+def learned_on(dls, **kwargs):
+    "The numbers of the samples that MetaRisk learns on, and the meta_risk"
+    seen = set()
+    def spy(pred, y): seen.update(y.tolist()); return by_number(pred, y)
+    learn = learner(MetaRisk(every=1, loss_func=by_number, meta_loss=spy, **kwargs), loss=lambda p, y: by_number(p, y).mean())
+    learn.dls = dls
+    fit(learn)
+    return seen
+
+
+@pytest.mark.parametrize("meta_bs", [500, 7])
+@pytest.mark.parametrize("sampler", [torch.utils.data.SubsetRandomSampler, list], ids=["random", "in order"])
+def test_it_never_learns_on_training_data_when_both_loaders_share_a_data_set(meta_bs, sampler):
+    train, valid = range(60), range(60, 100)
+    dls = DataLoaders(numbered(train), numbered(None, batch_size=10, sampler=sampler(valid)))
+    seen = learned_on(dls, meta_bs=meta_bs)
+    assert seen <= set(valid) and len(seen) > 30 if meta_bs == 7 else seen == set(valid)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_batch_samplers_and_streams(fresh):
+    batches = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler(range(60)), 20, drop_last=True)
+    assert learned_on(DataLoaders(numbered(None, batch_sampler=batches), numbered(range(60, 100))), fresh=fresh) == set(range(60, 100))
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return ((torch.zeros(6) + i, i) for i in range(60, 100))
+    stream = torch.utils.data.DataLoader(Stream(), batch_size=10)
+    assert learned_on(DataLoaders(numbered(range(60)), numbered([0])), fresh=fresh, meta_dl=stream) == set(range(60, 100))
+
+
+def test_fresh_batches_come_as_the_training_loader_draws_them():
+    seen = set()
+    def spy(pred, y): seen.update(y.tolist()); return ce(pred, y)
+    learn = learner(MetaRisk.paper("expected", loss_func=spy, meta_loss=ce))
+    x, y = tensors(200, 0)
+    learn.dls.loaders[0] = WeightedDL(list(zip(x, y)), bs=20, wgts=(y != 2).float(), shuffle=True, drop_last=True)
+    fit(learn, 1)
+    assert seen == {0, 1}
+
+
+def test_the_training_order_is_untouched_by_a_loader_with_a_generator_of_its_own():
+    def run(cbs):
+        set_seed(0)
+        def loader(i): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors(100, i)), 20, shuffle=not i,
+                                                          generator=torch.Generator().manual_seed(0))
+        return state(fit(Learner(DataLoaders(loader(0), loader(1)), net(), CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)))
+    assert equal(run(None), run(MetaRisk(meta_lr=0., every=1, n_inner=3, fresh=True, meta_bs=30)))
+
+
+# --- Losses of every kind: uniform weights are the Learner's own loss
+
+y_weights = torch.tensor([.2, 1., 3.])
+own_losses = {"sum": CrossEntropyLossFlat(reduction="sum"), "class weights": CrossEntropyLossFlat(weight=y_weights), "torch": nn.CrossEntropyLoss(weight=y_weights),
+              "ignore": CrossEntropyLossFlat(ignore_index=2), "both": CrossEntropyLossFlat(weight=y_weights, ignore_index=1, reduction="sum")}
+
+
+class Look(Callback):
+    "Loss, loss that is differentiated, and sorted losses of each training batch"
+    order = 100
+    def before_fit(self): self.rows = []
+    def after_loss(self):
+        if self.training: self.rows.append((self.loss.item(), self.loss_grad.item()))
+
+
+@pytest.mark.parametrize("loss", own_losses)
+@pytest.mark.parametrize("cbs", [BatchRisk("expected"), MetaRisk(meta_lr=1e-7, every=1)], ids=str)
+def test_the_scale_of_the_gradient_is_the_learners(loss, cbs):
+    lr = .1 if own_losses[loss].reduction == "mean" else .005
+    learn = fit(learner([deepcopy(cbs), Look()], loss=own_losses[loss]), lr=lr)
+    assert all(abs(a - b) <= 1e-4 * abs(a) for a, b in learn.look.rows)
+    plain = fit(learner(loss=own_losses[loss]), lr=lr)
+    assert all((a - b).abs().max() < 1e-3 * (1 + b.abs().max()) for a, b in zip(state(learn), state(plain)))
+
+
+def test_labels_to_ignore_have_no_part_in_the_meta_step():
+    a, b = [fit(learner(MetaRisk(every=1, meta_loss=m), loss=CrossEntropyLossFlat(ignore_index=2))) for m in ("auto", "mae")]
+    assert a.meta_risk.skipped == b.meta_risk.skipped == 0 and not a.meta_risk.uniform
+
+
+class Pictures(nn.Module):
+    def __init__(self): super().__init__(); self.body = net()
+    def forward(self, x): return self.body(x.flatten(1))
+
+
+@pytest.mark.parametrize("mix", [MixUp, CutMix])
+@pytest.mark.parametrize("loss", ["mean", *(o for o in own_losses if o != "torch")])  # fastai would mix the labels of torch's own
+@pytest.mark.parametrize("cbs", [MetaRisk(every=1, meta_lr=.3), MetaRisk.paper("cvar", meta_lr=.3), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
+def test_mixed_samples_are_weighed_by_their_mixed_losses(mix, loss, cbs):
+    loss = own_losses.get(loss, CrossEntropyLossFlat())
+    def run(cbs):
+        learn = learner([mix(), *cbs], model=Pictures(), loss=loss)
+        for dl in learn.dls.loaders: dl.dataset.x = dl.dataset.x.view(-1, 1, 2, 3)
+        return fit(learn, 1, .005)
+    class Check(Callback):
+        order, worst = 100, 0.
+        def after_loss(self):
+            if not self.training: return
+            f, m = deepcopy(loss), self.learn.mix_up if mix is MixUp else self.learn.cut_mix
+            f.reduction = "none"
+            l = torch.lerp(f(self.pred, *m.yb1), f(self.pred, *self.yb), m.lam).sort(descending=True).values
+            want = (self.risk.weights(20).to(l) * l).sum() * self.loss / l.mean()
+            self.worst = max(self.worst, float((self.loss_grad - want).abs() / want))
+        @property
+        def risk(self):
+            return CVaR(.3) if hasattr(self.learn, "batch_risk") else self.learn.meta_risk.reducer.to_risk()
+    learn = run([deepcopy(cbs), check := Check()])
+    assert check.worst < 1e-5 and learn.loss_func is loss and loss.reduction in ("mean", "sum")
+    if isinstance(cbs, MetaRisk):
+        assert not learn.meta_risk.uniform
+        assert equal(state(run([])), state(run([MetaRisk(meta_lr=0., every=1)])))
+
+
+# --- A fit that breaks off, a second fit
+
+class Stop(Callback):
+    order = 99
+    def __init__(self, what=KeyboardInterrupt): self.what = what
+    def after_batch(self):
+        if self.training and self.iter == 4: raise self.what
+
+
+def test_a_fit_after_one_that_broke_off_learns_on_the_data_of_today():
+    seen = set()
+    def spy(pred, y): seen.update(y.tolist()); return ce(pred, y)
+    learn = learner([MetaRisk(every=1, meta_loss=spy), stop := Stop()])
+    with pytest.raises(KeyboardInterrupt): fit(learn)
+    learn.remove_cb(stop)
+    seen.clear()
+    learn.dls.loaders[1] = TensorDL(TensorSet(tensors(60, 1)[0], torch.ones(60).long()), 20, device=CPU)
+    fit(learn)
+    assert seen == {1}
+
+
+def test_validation_within_an_epoch():
+    class Within(Callback):
+        order = 99
+        def after_batch(self):
+            if self.training and self.iter == 4:
+                dl = self.dl
+                self.learn.validate()
+                self.learn.dl, self.learn.training = dl, True
+                self.model.train()
+    learn = fit(learner([MetaRisk(every=1), Within()]))
+    assert learn.meta_risk.n_step == 20 and not learn.meta_risk.uniform
+
+
+@pytest.mark.parametrize("how", ["second fit", "loaded"])
+def test_the_floor_does_not_undo_what_was_learned(how):
+    learn = learner(MetaRisk(every=1, meta_lr=.5))
+    fit(learn, 4)
+    meta, w = learn.meta_risk, learn.meta_risk.weights
+    assert 1 / (20 * w.square().sum()) < .5  # below the floor that a fit begins with
+    if how == "loaded":
+        learn = learner(MetaRisk(every=1))
+        learn.meta_risk.load_state_dict(meta.state_dict())
+    for g in learn.meta_risk.opt_phi.param_groups: g["lr"] = 0.
+    fit(learn, 2)
+    assert (learn.meta_risk.weights - w).abs().max() < 1e-6
+
+
 # --- The other two
 
 def test_batch_risk_is_the_gradient_of_the_batch():
@@ -326,7 +500,54 @@ def test_a_meta_gradient_that_is_not_finite_is_skipped_counted_and_said():
     assert all(v.isfinite().all() for v in state(learn))
 
 
-@pytest.mark.parametrize("kw,says", [({"risk": "cvr"}, "risk 'cvr' is unknown"), ({"n_inner": 0}, "n_inner must be"), ({"every": 1.5}, "every must be"),
+def test_a_model_that_can_be_differentiated_once_trains_with_finite_differences_and_says_so():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x): return x.clone()
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, g): return g.clone()
+    class Net(nn.Module):
+        def __init__(self): super().__init__(); self.body = nn.Linear(6, 3)
+        def forward(self, x): return Once.apply(self.body(x))
+    set_seed(0)
+    learn = learner(MetaRisk(every=1), model=Net())
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        learn.fit(2, .1)
+    assert sum("MetaRisk goes on with method='finite_difference'" in str(o.message) for o in said) == 1
+    set_seed(0)
+    other = learner(MetaRisk(every=1, method="finite_difference"), model=nn.Linear(6, 3))
+    with other.no_bar(), other.no_logging(): other.fit(2, .1)
+    assert torch.equal(learn.meta_risk.weights, other.meta_risk.weights)
+
+
+def test_parameters_that_the_optimizer_does_not_know_stay_where_they_are():
+    class Scaled(nn.Module):
+        def __init__(self): super().__init__(); self.body, self.scale = net(), nn.Parameter(torch.ones(()))
+        def forward(self, x): return self.scale * self.body(x)
+    learn = learner(MetaRisk(every=1), model=Scaled(), splitter=lambda m: [list(m.body.parameters())])
+    fit(learn)
+    assert learn.meta_risk._rates()["scale"] == 0 and learn.model.scale == 1 and not learn.meta_risk.uniform
+
+
+def test_an_empty_batch_an_empty_history_and_several_loaders_are_refused():
+    with pytest.raises(ValueError, match="the batch is empty"): sample_losses(ce, torch.zeros(0, 3), torch.zeros(0).long())
+    with pytest.raises(ValueError, match="the history is empty"): BatchRisk(History())
+    with pytest.raises(ValueError, match="the history is empty"): History().weights
+    with pytest.raises(TypeError, match="meta_dl must be one loader, such as dls.valid"): MetaRisk(meta_dl=learner().dls)
+
+
+def test_a_loaded_state_makes_its_meta_step_at_the_first_batch():
+    learn = fit(learner(MetaRisk(every=1)))
+    learn.meta_risk.load_state_dict({**learn.meta_risk.state_dict(), "n_step": learn.meta_risk.last_step})
+    before = learn.meta_risk.weights
+    learn.add_cb(Stop(CancelFitException))
+    fit(learn, 1)
+    assert len(learn.meta_risk.history) == 20 + 5 and not torch.equal(learn.meta_risk.weights, before)
+
+
+@pytest.mark.parametrize("kw,says", [({"inner_lr": 0}, "inner_lr must be"), ({"risk": "cvr"}, "risk 'cvr' is unknown"), ({"n_inner": 0}, "n_inner must be"), ({"every": 1.5}, "every must be"),
                                      ({"knots": 1}, "knots must be"), ({"method": "fast"}, "method must be one of"), ({"meta_loss": "ce"}, "meta_loss must be"),
                                      ({"meta_lr": -1}, "meta_lr must be"), ({"floor": 2}, "floor must be"), ({"meta_bs": 0}, "meta_bs must be")])
 def test_bad_arguments(kw, says):

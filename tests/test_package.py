@@ -80,6 +80,13 @@ def test_every_public_name_is_documented():
                     assert hook or not inspect.isfunction(f) or f.__doc__ or k in ("steps", "values"), f"{m}.{name}.{k}"
 
 
+def test_no_public_name_hides_one_of_fastais():
+    import fastai.vision.all as theirs
+    for m in MODULES:
+        mod = importlib.import_module(f"metarisk_nb.{m}")
+        assert not [o for o in mod.__all__ if hasattr(theirs, o)], m
+
+
 def test_seven_things_stand_at_the_top():
     for o in "nbs metarisk_nb _quarto.yml settings.ini setup.py tests README.md LICENSE CHANGELOG.md CITATION.cff CONTRIBUTING.md".split(): assert (ROOT / o).exists(), o
     readme = (ROOT / "README.md").read_text()
