@@ -49,7 +49,8 @@ def sample_losses(
     *y,        # Its targets
 )->Tensor:     # One loss a sample: the mean over its pixels or labels
     "The losses of a batch, one a sample"
-    l, n = loss_func(pred, *y), find_bs(y)
+    with torch._C.DisableTorchFunctionSubclass(): l = loss_func(pred, *y)  # fastai's tensor types cost more than a small loss
+    n = find_bs(y)
     if not n: raise ValueError('the batch is empty: a risk needs at least one sample')
     if not isinstance(l, Tensor) or l.numel() % n or (n > 1 and l.numel() < n):
         raise ValueError(f'loss_func must give one loss a sample: {n} samples, got {tuple(getattr(l, "shape", ()))}')
@@ -136,10 +137,10 @@ class _Weighing(Callback):
         return other.lerp(one, y[-1].to(one))
 
     def _losses(self):
-        "This batch's losses, scaled so that their mean is the Learner's own loss, whatever its reduction and class weights"
+        "This batch's losses; times `_scale` their mean is the Learner's own loss, whatever its reduction and class weights"
         l = self._loss(self.pred, *self._targets())
-        if self.loss_func is None: self._scale = _plain(self.learn.loss.detach() / l.detach().mean()).nan_to_num(1., 1., 1.)
-        return self._scale * l
+        if self.loss_func is None: self._scale = (_plain(self.learn.loss.detach()) / l.detach().mean()).nan_to_num(1., 1., 1.)
+        return l
 
 class BatchRisk(_Weighing):
     "Train on a hand-made risk of each batch (the paper's batch ρ), or replay a schedule of weights"
@@ -152,7 +153,7 @@ class BatchRisk(_Weighing):
         self.risk, self.loss_func = risk if isinstance(risk, History) else as_risk(risk), loss_func
     def after_loss(self):
         risk = self.risk.at(self.n_step) if isinstance(self.risk, History) else self.risk
-        self.learn.loss_grad = risk(self._losses())
+        self.learn.loss_grad = risk(self._losses()) * self._scale
 
 # %% ../nbs/03_callback.ipynb #1d88ad81
 def gce_loss(
@@ -201,6 +202,20 @@ def _reload(dl, **kwargs):
     if hasattr(sampler, 'generator'): sampler.generator = None
     if kwargs.pop('shuffle', False) and isinstance(sampler, SequentialSampler): sampler = RandomSampler(dl.dataset)
     return TorchLoader(dl.dataset, kwargs.pop('bs'), sampler=sampler, collate_fn=dl.collate_fn, num_workers=dl.num_workers, **kwargs)
+
+def _rows(batch, i):
+    "The samples `i` of a batch ((x, ...), (y, ...))"
+    return tuple(tuple(o[i] for o in part) for part in batch)
+
+def _tensors(batch):
+    "The tensors of a batch, or None where it holds something else"
+    o = [o for part in batch for o in part]
+    return o if all(isinstance(x, Tensor) for x in o) else None
+
+def _fits(batch, n, most=2**28):
+    "Do `n` samples like those of `batch` fit into `most` bytes? Numbers only: sequences of tokens differ in length"
+    o = _tensors(batch)
+    return bool(o) and o[0].is_floating_point() and n * sum(x.nbytes for x in o) <= most * len(o[0])
 
 def _target_share(risk):
     "Effective sample size that the target itself has, on losses spread as an exponential distribution"
@@ -299,7 +314,7 @@ class MetaRisk(_Weighing):
         return self._meta
 
     def _meta_batches(self):
-        "Endless validation batches; a set no larger than `meta_bs` is one batch, kept"
+        "Endless validation batches; a set no larger than `meta_bs` is one batch, kept, and one of up to 256 MB is read once"
         dl = self.meta_dl if self.meta_dl is not None else self.dls.loaders[1] if len(self.dls.loaders) > 1 else None
         why = 'MetaRisk learns on validation data, and'
         if dl is None: raise ValueError(f'{why} learn.dls has no valid loader: add one, or pass meta_dl=')
@@ -309,10 +324,21 @@ class MetaRisk(_Weighing):
             warn(f'MetaRisk: the validation set has {n} samples, fewer than meta_bs={self.meta_bs}: it is used whole')
             self.said = True
         with self._own_stream():
-            if n is not None and n <= self.meta_bs:
-                return repeat(self._split_batch(next(_endless(_reload(dl, bs=n, shuffle=False, drop_last=False)))))
-            kwargs = {} if n is None else dict(bs=self.meta_bs, shuffle=True, drop_last=True)
-            return map(self._split_batch, _endless(_reload(dl, **kwargs)))
+            if n is None: return self._batches(dl)
+            whole = partial(self._batches, dl, bs=n, shuffle=False, drop_last=False)
+            if n <= self.meta_bs: return repeat(next(whole()))
+            stream = self._batches(dl, bs=self.meta_bs, shuffle=True, drop_last=True)
+            return self._draws(next(whole()), n) if _fits(next(stream), n) else stream
+
+    def _batches(self, dl, **kwargs):
+        "Endless batches of a copy of `dl`, ready for the model"
+        return map(self._split_batch, _endless(_reload(dl, **kwargs)))
+
+    def _draws(self, whole, n):
+        "Endless random batches out of one that holds all `n` samples: each sample once, then all anew"
+        while True:
+            shuffled = torch.randperm(n, device=whole[0][0].device)[:n // self.meta_bs * self.meta_bs]
+            yield from (_rows(whole, i) for i in shuffled.split(self.meta_bs))
 
     @contextmanager
     def _own_stream(self):
@@ -335,8 +361,8 @@ class MetaRisk(_Weighing):
         "The K batches of the inner steps"
         now = [] if self.fresh else [(tuple(map(_plain, self.xb)), self._targets())]
         if len(now) == self.n_inner: return now
-        if self._fresh is None: self._fresh = _endless(_reload(self.dls.train))
-        return now + [self._split_batch(next(self._fresh)) for _ in range(self.n_inner - len(now))]
+        if self._fresh is None: self._fresh = self._batches(self.dls.train)
+        return now + [next(self._fresh) for _ in range(self.n_inner - len(now))]
 
     @property
     def _net(self):
@@ -392,7 +418,7 @@ class MetaRisk(_Weighing):
             self.history.add(self.n_step, self._w, self.value)
         if self.uniform: return  # the Learner's own loss, to the last bit
         w = self._w if len(l) == len(self._w) else self.reducer.weights(len(l)).detach()
-        self.learn.loss_grad = weigh(l, w)
+        self.learn.loss_grad = weigh(l, self._scale * w)
 
     def after_fit(self): self._meta = self._fresh = None
 
