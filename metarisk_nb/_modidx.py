@@ -194,6 +194,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'metarisk_nb.risk._wide': ('risk.html#_wide', 'metarisk_nb/risk.py'),
                                   'metarisk_nb.risk.as_risk': ('risk.html#as_risk', 'metarisk_nb/risk.py'),
                                   'metarisk_nb.risk.check_losses': ('risk.html#check_losses', 'metarisk_nb/risk.py'),
+                                  'metarisk_nb.risk.check_whole': ('risk.html#check_whole', 'metarisk_nb/risk.py'),
                                   'metarisk_nb.risk.ess_share': ('risk.html#ess_share', 'metarisk_nb/risk.py'),
                                   'metarisk_nb.risk.overlap': ('risk.html#overlap', 'metarisk_nb/risk.py'),
                                   'metarisk_nb.risk.weigh': ('risk.html#weigh', 'metarisk_nb/risk.py'),
