@@ -11,20 +11,25 @@ import gzip
 import hashlib
 import io
 import json
+import math
+import zlib
 from importlib.resources import files
 from pathlib import Path
 
+import fastai.vision.learner  # noqa: F401 (how fastai shows images and results)
 import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import CategoryMap
+from fastai.data.transforms import Category, CategoryMap
 from fastai.layers import ConvLayer
-from fastai.torch_core import default_device, show_images
+from fastai.torch_core import TensorCategory, TensorImage, default_device
 from fastcore.basics import chunked
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from torchvision.datasets import CIFAR10, FashionMNIST, ImageFolder
+from torchvision.datasets import CIFAR10, ImageFolder
 from torchvision.models import resnet18
+
+from .risk import check_whole
 
 # %% ../nbs/04_data.ipynb #4b117982
 noise_kinds = dict(uniform=lambda y, c, g: torch.randint(0, c, y.shape, generator=g),
@@ -37,7 +42,7 @@ def noisy_labels(
     kind='uniform', # 'uniform': drawn anew over all classes (the paper's way); 'pairflip': the next class
     seed=0,         # Which labels, and to what
 )->Tensor:          # n labels
-    "`y` with a share `rate` of its labels changed (paper, section 4.2)"
+    "`y` with a share `rate` of its labels changed (paper, section 4.2); ValueError for another rate or kind"
     if not 0 <= rate <= 1: raise ValueError(f'rate must be a share in [0, 1], got {rate}')
     if kind not in noise_kinds: raise ValueError(f'kind must be one of {", ".join(noise_kinds)}, got {kind!r}')
     g, y = torch.Generator().manual_seed(seed), y.clone()
@@ -50,64 +55,130 @@ class TensorSet:
     "Images and labels as tensors, indexed by whole batches; `clean` are the labels before noise, for study only"
     def __init__(self,
         x:Tensor,          # (n, ...) inputs
-        y:Tensor,          # n labels to train on
+        y:Tensor=None,     # n labels to train on; None: a set without labels
         clean:Tensor=None, # n true labels; `y` by default
         vocab=None,        # Names of the classes
-    ): self.x, self.y, self.clean, self.vocab = x, y, y if clean is None else clean, vocab
-    def __len__(self): return len(self.y)
-    def __getitem__(self, i): return self.x[i], self.y[i]
+        mean=0.,           # What was taken from the images of 0 ... 255, a number or one a channel
+        std=1.,            # And what they were divided by
+    ): self.x, self.y, self.clean, self.vocab, self.mean, self.std = x, y, y if clean is None else clean, vocab, mean, std
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return (self.x[i],) if self.y is None else (self.x[i], self.y[i])
+
+    @property
+    def items(self):
+        "The samples one by one"
+        return [self[i] for i in range(len(self))]
+
     def new_empty(self):
         "The same without samples, for `learn.export`"
-        return TensorSet(*[o[:0].clone() for o in (self.x, self.y, self.clean)], self.vocab)
+        x, y, clean = [None if o is None else o[:0].clone() for o in (self.x, self.y, self.clean)]
+        return TensorSet(x, y, clean, self.vocab, self.mean, self.std)
+
+    def decode(self,
+        sample,    # (image,) or (image, label) as in this set, on the CPU
+        full=True, # fastai's; changes nothing here
+    )->tuple:      # A colour image of 0 ... 1 (grey in three equal channels), and the name of its class
+        "A sample as fastai shows it"
+        x, *y = sample
+        x = ((x * self.std + self.mean) / 255).clamp(0, 1)
+        x = x.expand(3, -1, -1) if len(x) == 1 else x
+        return TensorImage(x), *[Category(self.vocab[int(o)] if self.vocab else int(o)) for o in y]
+
+    def like_this(self,
+        items, # Images of this set's shape, arrays or tensors, or tuples of image and label
+    ):         # A TensorSet with this one's scale, names and device
+        "Other images, for predictions: whole numbers 0 ... 255 are scaled as here, floats are taken as they are"
+        if not len(items): raise ValueError('items must be at least one image, got none')
+        x, *y = zip(*[o if isinstance(o, tuple) else (o,) for o in items])
+        x = torch.stack([self._scaled(o) for o in x]).to(self.x)
+        y = torch.tensor([int(o) for o in y[0]], device=x.device) if y else None
+        return TensorSet(x, y, None, self.vocab, self.mean, self.std)
+
+    def _scaled(self, item):
+        "One image as it lies in this set"
+        want = tuple(self.x.shape[1:])
+        try: x = torch.as_tensor(item if isinstance(item, Tensor) else np.array(item)).cpu()
+        except TypeError: raise TypeError(f'an item must be an image as array or tensor of shape {want}, not {type(item).__name__}') from None
+        if x.shape == want[1:]: x = x[None]
+        if x.shape != want: raise ValueError(f'an item must be an image of shape {want}, got {tuple(x.shape)}')
+        return x if x.is_floating_point() else ((x[None] - self.mean) / self.std)[0]
 
 class TensorDL(TfmdDL):
-    "A fastai loader that cuts its batches out of a `TensorSet`, on the set's device"
+    "A fastai loader that cuts its batches out of a `TensorSet`, on the set's device; TypeError or ValueError if `bs` is not at least 1"
     def __init__(self, dataset, bs=100, shuffle=False, num_workers=0, **kwargs):
-        super().__init__(dataset, bs, shuffle, 0, **kwargs)  # no worker is worth its start
+        super().__init__(dataset, check_whole('bs', bs), shuffle, 0, **kwargs)  # no worker is worth its start
     def create_batches(self, samps):
         "A batch is one indexing operation"
-        for i in chunked(samps, self.bs, self.drop_last): yield self.dataset[torch.tensor(i, device=self.dataset.y.device)]
-    def _one_pass(self): self._n_inp, self._types = 1, {tuple: [Tensor, Tensor]}
-    def show_batch(self, b=None, max_n=8, **kwargs):
-        "Draw the first images of a batch with their labels"
-        x, y = [o[:max_n].cpu() for o in (self.one_batch() if b is None else b)]
-        x = ((x - x.amin()) / (x.amax() - x.amin())).expand(-1, 3, -1, -1)  # grey stays grey
-        show_images(x, titles=[self.vocab[int(o)] if self.vocab else int(o) for o in y], nrows=-(-len(y) // 8), **kwargs)
+        for i in chunked(samps, self.bs, self.drop_last): yield self.dataset[torch.tensor(i, device=self.dataset.x.device)]
+    def _one_pass(self): self._n_inp, self._types = 1, {tuple: [TensorImage, TensorCategory]}
+
+    def new(self, dataset=None, cls=None, **kwargs):
+        "A copy with changes; a `dataset` that is no `TensorSet` is a list of items, as `dls.test_dl` and `learn.predict` give it"
+        if dataset is not None and not isinstance(dataset, TensorSet): dataset = self.dataset.like_this(dataset)
+        return super().new(dataset, cls, **kwargs)
+
+    def show_batch(self, b=None, max_n=9, ctxs=None, show=True, unique=False, **kwargs):
+        "As fastai's, which does not go back to all images after `unique=True, show=False`"
+        idxs = self.get_idxs
+        try: return super().show_batch(b, max_n, ctxs, show, unique, **kwargs)
+        finally:
+            if unique: self.get_idxs = idxs
 
 # %% ../nbs/04_data.ipynb #263d8ca9
+def _checked(name, data):
+    "Images as (n, C, H, W) and labels as int64; TypeError or ValueError names the argument"
+    x, y = map(torch.as_tensor, data)
+    if x.dtype != torch.uint8 or x.ndim not in (3, 4):
+        raise ValueError(f'{name}: images must be uint8 of shape (n, H, W) or (n, C, H, W), got {x.dtype} of shape {tuple(x.shape)}')
+    if y.is_floating_point() or y.ndim != 1: raise ValueError(f'{name}: labels must be a row of whole numbers, got {y.dtype} of shape {tuple(y.shape)}')
+    if len(x) != len(y): raise ValueError(f'{name} must have as many labels as images, got {len(y)} and {len(x)}')
+    if not len(x): raise ValueError(f'{name} is empty: it must have at least one image')
+    return x if x.ndim == 4 else x[:, None], y.long()
+
+def _check_classes(y, ty, n_classes):
+    "Every class is trained on, and no other is tested"
+    missing = sorted(set(range(n_classes)) - set(y.tolist()))
+    if missing: raise ValueError(f'train must have images of all classes 0 ... {n_classes - 1}, got none of {missing}')
+    for name, o in dict(train=y, test=ty).items():
+        if not 0 <= o.min() <= o.max() < n_classes:
+            raise ValueError(f'{name}: labels must be 0 ... {n_classes - 1}, got {o.min()} ... {o.max()}')
+
+def _split(n, bs, seed):
+    "Places of the 90/5/5 split of `n` training images"
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(n))  # not torch's stream: that draws the noise
+    parts = order.tensor_split([round(.9*n), round(.95*n)])
+    if not all(map(len, parts)): raise ValueError(f'train has too few images to be split 90/5/5: {n}')
+    if check_whole('bs', bs) > len(parts[0]):
+        raise ValueError(f'bs must be at most {len(parts[0])}, the images of the training part, got {bs}: it would be left without a full batch')
+    return parts
+
 def four_way(
     train,             # (images uint8, labels), the images as (n, H, W) or (n, C, H, W)
     test,              # (images, labels)
     noise=0.,          # Share of labels to change, in [0, 1]
     noise_kind='uniform', # As in `noisy_labels`
     clean_valid=False, # Keep the labels of meta-validation clean
-    bs=100,            # Batch size
+    bs=100,            # Batch size, 1 to the number of training images
     seed=0,            # Draws the split and the noise
     device=None,       # Where the tensors live; fastai's default device
-    classes=None,      # Names of the classes
+    classes=None,      # Names of the classes; their numbers by default
 )->DataLoaders:        # Four loaders: train, valid (meta-validation), hyper, test: `learn.validate(ds_idx=3)` is the test set
-    "Split as the paper does (90/5/5 and test), with label noise, from tensors in memory"
+    "Split as the paper does (90/5/5 and test), with label noise, from tensors in memory; TypeError or ValueError names a wrong argument"
     device = default_device() if device is None else torch.device(device)
-    (x, y), (tx, ty) = [(_channels(a), torch.as_tensor(b).long()) for a, b in (train, test)]
-    n_classes, vocab = int(y.max()) + 1, classes and CategoryMap(classes, sort=False)
-    noisy = noisy_labels(y, noise, n_classes, noise_kind, seed)
-    mean, std = x.float().mean((0, 2, 3), keepdim=True), x.float().std((0, 2, 3), keepdim=True)
-    scaled = lambda o: ((o.float() - mean) / std).to(device)
-    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(y)))  # not torch's stream: that draws the noise
-    parts = order.tensor_split([round(.9*len(y)), round(.95*len(y))])
-    labels = [noisy, y if clean_valid else noisy, noisy]
-    sets = [TensorSet(scaled(x[i]), given[i].to(device), y[i].to(device), vocab) for i, given in zip(parts, labels)]
-    sets.append(TensorSet(scaled(tx), ty.to(device), vocab=vocab))
-    loaders = [TensorDL(s, max(bs, 500), device=device) for s in sets]
+    (x, y), (tx, ty) = _checked('train', train), _checked('test', test)
+    if x.shape[1:] != tx.shape[1:]: raise ValueError(f'test: images must be {tuple(x.shape[1:])} as those of train, got {tuple(tx.shape[1:])}')
+    vocab = CategoryMap(classes or range(int(y.max()) + 1), sort=False)
+    _check_classes(y, ty, len(vocab))
+    parts, x = _split(len(y), bs, seed), x.float()
+    mean, std = [f((0, 2, 3), keepdim=True) for f in (x.mean, x.std)]
+    noisy = noisy_labels(y, noise, len(vocab), noise_kind, seed)
+    new_set = lambda x, *y: TensorSet(((x - mean) / std).to(device), *[o.to(device) for o in y], vocab=vocab, mean=mean[0], std=std[0])
+    sets = [new_set(x[i], given[i], y[i]) for i, given in zip(parts, [noisy, y if clean_valid else noisy, noisy])]
+    loaders = [TensorDL(s, max(bs, 500), device=device) for s in (*sets, new_set(tx.float(), ty))]
     loaders[0] = TensorDL(sets[0], bs, shuffle=True, drop_last=True, device=device)
     dls = DataLoaders(*loaders)
-    dls.device, dls.c, dls.n_inp = device, n_classes, 1
+    dls.device, dls.c, dls.n_inp = device, len(vocab), 1
     return dls
-
-def _channels(x):
-    "Images as (n, C, H, W)"
-    x = torch.as_tensor(x)
-    return x if x.ndim == 4 else x[:, None]
 
 # %% ../nbs/04_data.ipynb #6ecdc8f7
 data_path = Path(str(files('metarisk_nb')))/'data' # Where the bundled data lie
@@ -138,22 +209,23 @@ def fashion_mini(
     return four_way(train, test, noise, noise_kind, clean_valid, bs, seed, classes=fashion_classes, **kwargs)
 
 # %% ../nbs/04_data.ipynb #301ed53b
-def _idx(folder, name):
-    "One idx file, packed or not, as an array"
-    fn = next((o for o in (folder/f'{name}.gz', folder/name) if o.exists()), None)
-    raw = gzip.decompress(fn.read_bytes()) if fn.suffix == '.gz' else fn.read_bytes()
-    shape = [int.from_bytes(raw[4 + 4*i:8 + 4*i], 'big') for i in range(raw[3])]
-    if len(raw) != 4 + 4*len(shape) + int(np.prod(shape)):
-        raise ValueError(f'{fn} is damaged: it is not as long as its header says')
-    return np.frombuffer(raw, np.uint8, offset=4 + 4*len(shape)).reshape(shape)
+def _get(cls, root): return f'get it with torchvision.datasets.{cls}({str(root)!r}, download=True)'
 
-def _torchvision(cls, root):
-    "Train and test of a torchvision data set as arrays; says how to get it where it is missing"
-    try: sets = [cls(root, train=o) for o in (True, False)]
-    except RuntimeError as e:
-        raise FileNotFoundError(f'{cls.__name__} is not in {root}: get it with torchvision.datasets.{cls.__name__}({str(root)!r}, download=True), '
-                                'or name a folder that has it with path=') from e
-    return [(torch.as_tensor(s.data), torch.as_tensor(s.targets)) for s in sets]
+def _unpack(fn):
+    "The bytes of a file, packed or not"
+    raw = fn.read_bytes()
+    try: return gzip.decompress(raw) if fn.suffix == '.gz' else raw
+    except (EOFError, OSError, zlib.error) as e: raise ValueError(f'{fn} is damaged and cannot be unpacked ({e}): get it again') from e
+
+def _idx(folder, name):
+    "One idx file of bytes as an array; FileNotFoundError or ValueError names the file"
+    fn = next((o for o in (folder/f'{name}.gz', folder/name) if o.exists()), None)
+    if fn is None: raise FileNotFoundError(f'{folder/name}.gz is missing, and so is the same without .gz: the four idx files must lie together')
+    raw, ndim = _unpack(fn), int(name.split('idx')[1][0])
+    if raw[:4] != bytes([0, 0, 8, ndim]): raise ValueError(f'{fn} is damaged: it does not begin as an idx{ndim} file of bytes; get it again')
+    shape = [int.from_bytes(raw[4 + 4*i:8 + 4*i], 'big') for i in range(ndim)]
+    if len(raw) != 4 + 4*ndim + math.prod(shape): raise ValueError(f'{fn} is damaged: it is not as long as its header says; get it again')
+    return np.frombuffer(raw, np.uint8, offset=4 + 4*ndim).reshape(shape).copy()  # may be written to
 
 def _root(path): return Path.home()/'.cache'/'torchvision' if path is None else Path(path)
 
@@ -162,28 +234,48 @@ def fashion_mnist(
     path=None, # Folder of torchvision's download or of the four idx files; ~/.cache/torchvision by default
     **kwargs
 )->DataLoaders: # Four loaders: train, valid, hyper, test
-    "All of Fashion-MNIST, 60,000 + 10,000 images; FileNotFoundError says how to get it"
+    "All of Fashion-MNIST, 60,000 + 10,000 images; FileNotFoundError says how to get it, ValueError which file is damaged"
     path = _root(path)
-    idx = [(f'{o}-images-idx3-ubyte', f'{o}-labels-idx1-ubyte') for o in ('train', 't10k')]
-    if (path/f'{idx[0][0]}.gz').exists() or (path/idx[0][0]).exists(): train, test = [[_idx(path, n) for n in o] for o in idx]
-    else: train, test = _torchvision(FashionMNIST, path)
+    folder = next((o for o in (path, path/'FashionMNIST'/'raw') if any(o.glob('*-ubyte*'))), None)
+    if folder is None: raise FileNotFoundError(f"FashionMNIST is not in {path}: {_get('FashionMNIST', path)}, or name a folder that has it with path=")
+    train, test = [[_idx(folder, f'{o}-{k}-ubyte') for k in ('images-idx3', 'labels-idx1')] for o in ('train', 't10k')]
     return four_way(train, test, classes=fashion_classes, **kwargs)
 
-def _folder(path):
-    "Images in folders named by their class as arrays"
-    s = ImageFolder(path)
-    return np.stack([np.asarray(s.loader(f)).transpose(2, 0, 1) for f, _ in s.samples]), np.array(s.targets)
+def _image(load, fn, shape):
+    "One image as (3, H, W); ValueError names a file that is damaged or of another shape"
+    try: x = np.asarray(load(fn)).transpose(2, 0, 1)
+    except (OSError, SyntaxError) as e: raise ValueError(f'{fn} cannot be read as an image: {e}') from e
+    if shape not in (None, x.shape): raise ValueError(f'{fn} must have the shape {shape} of the first image, got {x.shape}')
+    return x
+
+def _folder(path, classes=None):
+    "Images in folders named by their class: arrays, and the names"
+    if not path.is_dir(): raise FileNotFoundError(f'{path} is missing: a folder of images has train/<class>/ and test/<class>/')
+    try: s = ImageFolder(path)
+    except FileNotFoundError as e: raise FileNotFoundError(f'{path}: {e}') from e
+    if classes not in (None, s.classes): raise ValueError(f'{path} must have the classes of train/, {classes}, got {s.classes}')
+    first = _image(s.loader, s.samples[0][0], None)
+    return (np.stack([_image(s.loader, fn, first.shape) for fn, _ in s.samples]), np.array(s.targets)), s.classes
+
+def _cifar10(root):
+    "Train and test of torchvision's download, after its check of their checksums"
+    try: sets = [CIFAR10(root, train=o) for o in (True, False)]
+    except RuntimeError as e:
+        raise FileNotFoundError(f"CIFAR10 is not in {root}, or damaged: {_get('CIFAR10', root)}, or name a folder that has it with path=") from e
+    return [(torch.as_tensor(s.data).movedim(-1, 1), s.targets) for s in sets], sets[0].classes
 
 @delegates(four_way)
 def cifar10(
     path=None, # Folder of torchvision's download, or one with train/<class>/ and test/<class>/; ~/.cache/torchvision by default
     **kwargs
 )->DataLoaders: # Four loaders: train, valid, hyper, test
-    "CIFAR-10, 50,000 + 10,000 images, 32x32 in colour; FileNotFoundError says how to get it"
+    "CIFAR-10, 50,000 + 10,000 images, 32x32 in colour; FileNotFoundError says how to get it, ValueError which file is damaged"
     path = _root(path)
-    if (path/'train').is_dir(): train, test = _folder(path/'train'), _folder(path/'test')
-    else: train, test = [(x.movedim(-1, 1), y) for x, y in _torchvision(CIFAR10, path)]
-    return four_way(train, test, classes='airplane automobile bird cat deer dog frog horse ship truck'.split(), **kwargs)
+    if (path/'train').is_dir() or (path/'test').is_dir():
+        train, classes = _folder(path/'train')
+        test, _ = _folder(path/'test', classes)
+    else: (train, test), classes = _cifar10(path)
+    return four_way(train, test, classes=classes, **kwargs)
 
 # %% ../nbs/04_data.ipynb #d2045eab
 def mlp(

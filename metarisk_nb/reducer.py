@@ -9,7 +9,7 @@ __all__ = ['interpolation', 'SortedReducer']
 import torch
 from torch import Tensor, nn
 
-from .risk import Spectral, check_losses, ess_share, overlap, weigh
+from .risk import Spectral, check_losses, check_whole, ess_share, overlap, weigh
 
 # %% ../nbs/01_reducer.ipynb #ae855a60
 def interpolation(
@@ -31,20 +31,19 @@ class SortedReducer(nn.Module):
         n:int,          # Places in the sorted batch (the batch size), at least 1
         knots:int=None, # Number of knots, 2 to n; None: one logit a place, the paper's form
     ):
-        if not isinstance(n, int) or n < 1: raise ValueError(f'n must be a batch size of at least 1, got {n}')
-        if knots is not None and not (isinstance(knots, int) and 2 <= knots <= n):
-            raise ValueError(f'knots must be None or a whole number from 2 to n={n}, got {knots}')
         super().__init__()
-        self.n, self.knots = n, knots
+        self.n, self.knots = check_whole('n', n), knots if knots is None else check_whole('knots', knots, 2)
+        if knots and knots > n: raise ValueError(f'knots must be None or a whole number from 2 to n={n}, got {knots}')
         self.logits = nn.Parameter(torch.zeros(knots or n))
         if knots: self.register_buffer('curves', interpolation(n, knots).float(), persistent=False)
 
     def weights(self,
-        n:int=None, # Number of losses; the reducer's own when None
+        n:int=None, # Number of losses, at least 1; the reducer's own when None
     )->Tensor:      # n weights, worst first, sum 1, differentiable in `logits`
         "The learned weights of the sorted losses"
         w = (self.curves @ self.logits if self.knots else self.logits).softmax(0)
-        return w if n in (None, self.n) else overlap(n, self.n).to(w) @ w
+        if n is None or check_whole('n', n) == self.n: return w
+        return overlap(n, self.n).to(w) @ w
 
     def forward(self,
         losses:Tensor, # Losses, as many as you like

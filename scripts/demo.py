@@ -4,6 +4,8 @@ import math
 import sys
 import time
 import warnings
+from contextlib import suppress
+from pathlib import Path
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -29,11 +31,36 @@ def options():
     o.add_argument("--noise", type=float, default=.5, help="share of the training labels drawn anew, in [0, 1)")
     o.add_argument("--steps", type=int, default=2000, help="training steps, rounded up to whole epochs of 108")
     o.add_argument("--seed", type=int, default=0)
-    o.add_argument("--out", default="demo.png", help="where to save the picture")
+    o.add_argument("--out", default="demo.png", type=Path, help="where to save the picture")
     o = o.parse_args()
     if not 0 <= o.noise < 1: sys.exit(f"demo: --noise must be in [0, 1), got {o.noise}")
     if o.steps < 200: sys.exit(f"demo: --steps must be at least 200, got {o.steps}")
+    o.out = check_out(o.out)
     return o
+
+
+def part(out): return out.with_name(f".part-{out.name}")
+
+
+def save(fig, out):
+    "Save to a temporary name, then rename: what was there stays whole until the new picture is"
+    try:
+        fig.savefig(part(out), dpi=150)
+        part(out).replace(out)
+    finally:
+        with suppress(OSError): part(out).unlink()
+
+
+def check_out(out):
+    "The picture's name; ends before the training where it could not be saved after it: an empty one is tried"
+    if out.is_dir(): sys.exit(f"demo: --out must be a file to write, {out} is a folder")
+    out = out if out.suffix else out.with_suffix(".png")
+    try: plt.figure(figsize=(1, 1)).savefig(part(out))
+    except (OSError, ValueError) as e: sys.exit(f"demo: --out {out} cannot be written: {getattr(e, 'strerror', None) or e}")
+    finally:
+        with suppress(OSError): part(out).unlink()
+    plt.close()
+    return out
 
 
 def learner(noise, seed, cbs=None):
@@ -90,7 +117,7 @@ def picture(o, learn, scores):
         axs[0].text(wrong / 2, .97 * axs[0].get_ylim()[1], f"{wrong:.0f}% of the labels are wrong", ha="center", va="top", color="crimson")
     axs[0].legend(title="training step", frameon=False, loc="upper right" if wrong < 25 else "center left")
     plot_scores(scores, axs[1], title="Accuracy on clean test images")
-    fig.savefig(o.out, dpi=150)
+    return fig
 
 
 def main():
@@ -109,10 +136,11 @@ def main():
         scores[name] = accuracy_of(learn)
         rows.append((name, scores[name], seconds, what))
         if name == "learned": meta = learn
-    picture(o, meta, scores)
     print(f"\n{'method':9}{'test accuracy':>14}{'seconds':>9}   what it learned about the batch")
     for name, acc, seconds, what in rows: print(f"{name:9}{acc:13.1f}%{seconds:9.1f}   {what}")
+    try: save(picture(o, meta, scores), o.out)
+    except OSError as e: sys.exit(f"demo: the picture could not be saved to {o.out}: {e}")
     print(f"\nThe picture: {o.out}\nNext: `make lab` opens the notebooks; begin with nbs/index.ipynb")
 
 
-main()
+if __name__ == "__main__": main()

@@ -1,5 +1,4 @@
 "Cut the bundled data from Fashion-MNIST's four idx files, once: `python scripts/make_fashion_mini.py FOLDER`"
-import gzip
 import hashlib
 import json
 import sys
@@ -7,23 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from metarisk_nb.data import _idx
+
 OUT = Path(__file__).parents[1] / "metarisk_nb/data"
 SEED, PER_CLASS = 0, 1200
 
 
-def idx(folder, name):
-    "One idx file as an array"
-    raw = gzip.decompress((Path(folder) / name).read_bytes())
-    shape = [int.from_bytes(raw[4 + 4*i : 8 + 4*i], "big") for i in range(raw[3])]
-    return np.frombuffer(raw, np.uint8, offset=4 + 4*len(shape)).reshape(shape)
-
-
 def main(folder):
-    x, y = idx(folder, "train-images-idx3-ubyte.gz"), idx(folder, "train-labels-idx1-ubyte.gz")
+    (x, y), (tx, ty) = [[_idx(Path(folder), f"{o}-{k}-ubyte") for k in ("images-idx3", "labels-idx1")] for o in ("train", "t10k")]
     rng = np.random.default_rng(SEED)
     keep = np.sort(np.concatenate([rng.permutation(np.flatnonzero(y == c))[:PER_CLASS] for c in range(10)]))
-    data = dict(train_x=x[keep], train_y=y[keep], train_index=keep.astype(np.int32),
-                test_x=idx(folder, "t10k-images-idx3-ubyte.gz"), test_y=idx(folder, "t10k-labels-idx1-ubyte.gz"))
+    data = dict(train_x=x[keep], train_y=y[keep], train_index=keep.astype(np.int32), test_x=tx, test_y=ty)
     fn = OUT / "fashion_mini.npz"
     np.savez_compressed(fn, **data)
     about = dict(
@@ -35,4 +28,4 @@ def main(folder):
     (OUT / "fashion_mini.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
-main(sys.argv[1])
+if __name__ == "__main__": main(sys.argv[1])

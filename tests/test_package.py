@@ -94,13 +94,47 @@ def test_seven_things_stand_at_the_top():
 
 
 def test_demo_does_its_job(tmp_path):
-    out = sh(sys.executable, ROOT / "scripts/demo.py", "--out", tmp_path / "demo.png", cwd=tmp_path)
+    out = sh(sys.executable, ROOT / "scripts/demo.py", "--out", "demo.png", cwd=tmp_path)
     acc = {k: float(v) for k, v in re.findall(r"^(plain|learned|oracle) +([\d.]+)%", out, re.M)}
     assert acc["learned"] >= acc["plain"] + 10 and acc["learned"] >= acc["oracle"] - .5, acc
     worst = int(re.search(r"the worst 40% of a batch carry (\d+)%", out)[1])
     assert worst < 10 and (tmp_path / "demo.png").stat().st_size > 20_000 and "make lab" in out
+    assert [o.name for o in tmp_path.iterdir()] == ["demo.png"]
 
 
 def test_demo_says_what_is_missing(tmp_path):
     assert "is missing: run `make demo`" in sh(sys.executable, "-S", ROOT / "scripts/demo.py", ok=False)
     assert "--noise must be in [0, 1), got 2.0" in sh(sys.executable, ROOT / "scripts/demo.py", "--noise", 2, ok=False)
+
+
+@pytest.fixture
+def demo(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "scripts"), *sys.path])
+    return importlib.import_module("demo")
+
+
+@pytest.mark.parametrize("out,says", [("missing/demo.png", "No such file"), ("file/demo.png", "Not a directory|No such file"), (".", "is a folder"),
+                                      ("demo.xyz", "Format 'xyz' is not supported")])
+def test_demo_checks_out_before_it_trains(demo, tmp_path, monkeypatch, out, says):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path / out)])
+    monkeypatch.setattr(demo, "learner", lambda *args: pytest.fail("it trains"))
+    with pytest.raises(SystemExit, match=f"--out .*({says})"): demo.main()
+    assert [o.name for o in tmp_path.iterdir()] == ["file"]
+
+
+class FullDisk:
+    def savefig(self, out, **kwargs):
+        out.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+
+def test_demo_keeps_table_and_old_picture_when_saving_fails(demo, tmp_path, monkeypatch, capsys):
+    fn = tmp_path / "demo.png"
+    fn.write_bytes(b"old")
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(tmp_path / "demo"), "--steps", "200"])
+    monkeypatch.setattr(demo, "picture", lambda *args: FullDisk())
+    for o in ("plain", "learned", "oracle"): monkeypatch.setattr(demo, o, lambda *args: (None, "nothing"))
+    monkeypatch.setattr(demo, "accuracy_of", lambda learn: 50.)
+    with pytest.raises(SystemExit, match="could not be saved to .*No space left"): demo.main()
+    assert len(re.findall(r"50.0%", capsys.readouterr().out)) == 3 and fn.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1

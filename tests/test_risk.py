@@ -96,6 +96,21 @@ def test_entropic_lies_between_the_extremes(t, l):
     assert l.min() - 1e-6 <= Entropic(t)(l) <= l.max() + 1e-6
 
 
+@given(losses, st.floats(-323, -8), st.sampled_from([-1, 1]))
+def test_entropic_of_a_small_tilt_is_the_mean_and_half_the_variance(l, e, sign):
+    t = sign * 10.**e
+    close(Entropic(t)(l), l.mean() + t/2 * l.var(unbiased=False), 1e-10)
+    first = (1 + t * (l.sort(descending=True).values - l.mean())) / len(l)
+    assert (Entropic(t).influence(l) - first).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("t", [-2., -1e-20, 1e-20, 2.])
+def test_entropic_of_infinite_losses(t):
+    inf = float("inf")
+    assert Entropic(t)(torch.full((3,), inf)) == inf and Entropic(t)(torch.full((3,), -inf)) == -inf
+    assert Entropic(t)(torch.tensor([inf, 1.])).isinf() == (t > 0)
+
+
 @pytest.mark.parametrize("risk", every_risk, ids=str)
 def test_every_risk(risk):
     l = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -126,9 +141,29 @@ def test_an_infinite_loss_of_zero_weight_adds_nothing(risk, where, n):
     (lambda: EVaR(2), "alpha"), (lambda: Trimmed(.5), "alpha must be a share in"), (lambda: HumanAligned(b=2), "b must be in"),
     (lambda: MeanVariance(-1), "c must be at least 0"), (lambda: Entropic(0), "t must be a finite number other than 0"),
     (lambda: Extremile(.5), "r must be at least 1"), (lambda: as_risk("cvar:x"), "must be numbers"), (lambda: as_risk("cvar:.1,.2"), "takes no 2 values"),
-    (lambda: as_risk(""), "unknown"), (lambda: CVaR().weights(0), "n must be at least 1")])
+    (lambda: as_risk(""), "unknown"), (lambda: CVaR().weights(0), "n must be a whole number of at least 1, got 0")])
 def test_bad_values_are_named(make, says):
     with pytest.raises(ValueError, match=says): make()
+
+
+@pytest.mark.parametrize("f", [CVaR().weights, Spectral.from_weights([.5, .5]).weights, Spectral.from_weights([1.]).weights,
+                               SortedReducer(4).weights, SortedReducer(1).weights, SortedReducer])
+@pytest.mark.parametrize("n,error", [(0, ValueError), (-1, ValueError), (2.5, TypeError), (2., TypeError), (True, TypeError), ("3", TypeError)])
+def test_a_number_of_losses_is_a_whole_one(f, n, error):
+    with pytest.raises(error, match=f"n must be a whole number of at least 1, got {n!r}"): f(n)
+
+
+def test_whole_numbers_may_be_those_of_numpy():
+    assert len(CVaR().weights(np.int64(7))) == len(SortedReducer(np.int64(9), np.int64(3)).weights(np.int32(7))) == 7
+    assert type(SortedReducer(np.int64(9)).n) is int
+    for k, error in ((1, ValueError), (11, ValueError), (True, TypeError), (2.5, TypeError)):
+        with pytest.raises(error, match="knots must be"): SortedReducer(10, knots=k)
+
+
+def test_what_weights_gives_is_a_copy():
+    risk = Spectral.from_weights([.25, .75])
+    risk.weights(2).zero_()
+    assert risk.weights(2).tolist() == [.25, .75]
 
 
 def test_bad_types_are_named():
