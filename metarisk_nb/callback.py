@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader as TorchLoader, RandomSampler, Sequentia
 
 from .hypergrad import NoDerivative, hypergradient, methods
 from .reducer import SortedReducer
-from .risk import Spectral, as_risk, ess_share, weigh
+from .risk import Spectral, as_risk, ess_share
 
 # %% ../nbs/03_callback.ipynb #3c12374d
 def per_sample(
@@ -54,7 +54,8 @@ def sample_losses(
     if not n: raise ValueError('the batch is empty: a risk needs at least one sample')
     if not isinstance(l, Tensor) or l.numel() % n or (n > 1 and l.numel() < n):
         raise ValueError(f'loss_func must give one loss a sample: {n} samples, got {tuple(getattr(l, "shape", ()))}')
-    return _plain(l).reshape(n, -1).mean(1)
+    l = _plain(l)
+    return l.flatten() if l.numel() == n else l.reshape(n, -1).mean(1)
 
 # %% ../nbs/03_callback.ipynb #842686e2
 class RiskMetric(Metric):
@@ -418,7 +419,7 @@ class MetaRisk(_Weighing):
             self.history.add(self.n_step, self._w, self.value)
         if self.uniform: return  # the Learner's own loss, to the last bit
         w = self._w if len(l) == len(self._w) else self.reducer.weights(len(l)).detach()
-        self.learn.loss_grad = weigh(l, self._scale * w)
+        self.learn.loss_grad = (self._scale * w).to(l) @ l.sort(descending=True, stable=True).values  # a softmax has no zeros to mask
 
     def after_fit(self): self._meta = self._fresh = None
 

@@ -15,7 +15,7 @@ NBS = sorted((ROOT / "nbs").glob("*.ipynb"))
 def cli(fun, *args, cwd=ROOT):
     "Run an nbdev command with this Python, whatever PATH says"
     mod, name = fun.split(":")
-    code = f"import sys; from {mod} import {name} as f; sys.argv[0] = {name!r}; f()"
+    code = f"import sys; from {mod} import {name} as f; sys.argv[0] = {name!r}; f(*sys.argv[1:])"
     env = {k: v for k, v in os.environ.items() if k != "IN_TEST"}
     r = subprocess.run([sys.executable, "-c", code, *map(str, args)], cwd=cwd, env=env, capture_output=True, text=True)
     assert r.returncode == 0, (r.stdout + r.stderr)[-5000:]
