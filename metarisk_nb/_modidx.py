@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'metarisk_nb.data._root': ('data.html#_root', 'metarisk_nb/data.py'),
                                   'metarisk_nb.data._torchvision': ('data.html#_torchvision', 'metarisk_nb/data.py'),
                                   'metarisk_nb.data.cifar10': ('data.html#cifar10', 'metarisk_nb/data.py'),
+                                  'metarisk_nb.data.cifar10_arrays': ('data.html#cifar10_arrays', 'metarisk_nb/data.py'),
                                   'metarisk_nb.data.cnn': ('data.html#cnn', 'metarisk_nb/data.py'),
                                   'metarisk_nb.data.fashion_mini': ('data.html#fashion_mini', 'metarisk_nb/data.py'),
                                   'metarisk_nb.data.fashion_mnist': ('data.html#fashion_mnist', 'metarisk_nb/data.py'),
