@@ -16,7 +16,7 @@ import re
 import time
 import warnings
 import zipfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import lru_cache, partial
 from itertools import count, islice
 from numbers import Real
@@ -32,7 +32,6 @@ import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
-from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import SGD
 from fastai.torch_core import no_random
 from filelock import FileLock, Timeout
@@ -42,7 +41,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import metarisk_nb
-from .callback import BatchRisk, MetaRisk, gce
+from .callback import BatchRisk, MetaRisk, gce as gce_loss
 from .data import (TensorDL, _bundled, cifar10_arrays, cifar10_classes, cnn, data_path, fashion_classes, four_way, mlp,
                               noise_kinds, resnet18_32)
 from .risk import ICVaR, as_risk
@@ -185,7 +184,7 @@ def _with_loss(loss_func, learn, run):
     learn.loss_func = loss_func
     _fit(learn, run, None)
 
-def _mean_gce(pred, y): return gce(pred, y).mean()
+def _mean_gce(pred, y): return gce_loss(pred, y).mean()
 
 recipes = dict(
     expected=lambda learn, run: _fit(learn, run, None),
@@ -194,18 +193,38 @@ recipes = dict(
     learned=lambda learn, run: _fit(learn, run, MetaRisk(run.objective, **dict(run.meta))),
     paper=lambda learn, run: _fit(learn, run, MetaRisk.paper(run.objective, **dict(run.meta))),
     oracle=_oracle, coteaching=_coteaching, gce=partial(_with_loss, _mean_gce),
-    label_smoothing=partial(_with_loss, LabelSmoothingCrossEntropyFlat(eps=.1))) # Method -> function that trains a Learner as a Run says
+    label_smoothing=partial(_with_loss, nn.CrossEntropyLoss(label_smoothing=.1))) # Method -> function that trains a Learner as a Run says
 
-# %% ../nbs/05_study.ipynb #21232366
+# %% ../nbs/05_study.ipynb #8ca7d857
+rules = 1 # Raise it when the same settings come to mean other figures: old results then no longer count
+
+def _plain(o):
+    "1. as 1 and 10 digits of any other float, so that spelling and the last bit of another CPU don't count"
+    if isinstance(o, dict): return {k: _plain(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
+    if not isinstance(o, float): return o
+    return int(o) if o.is_integer() else float(f'{o:.10g}')
+
+def _hash(o):
+    "16 hex digits for anything that JSON can hold"
+    return hashlib.sha256(json.dumps(_plain(o), sort_keys=True).encode()).hexdigest()[:16]
+
+# %% ../nbs/05_study.ipynb #83495dc2
+def _one_of(names): return 'one of ' + ', '.join(names), lambda x: isinstance(x, str) and x in names
+
+def _whole(least):
+    return f'a whole number of at least {least}', lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool) and x >= least
+
+def _number(allowed, ok): return allowed, lambda x: isinstance(x, Real) and not isinstance(x, (bool, np.bool_)) and ok(x)
+
+_above_0, _share = _number('above 0', lambda x: x > 0), _number('in [0, 1)', lambda x: 0 <= x < 1)
+_allowed = dict(study=('a name of letters, digits, - and _', lambda x: isinstance(x, str) and re.fullmatch(r'[\w-]+', x)),
+                data=_one_of(list(study_data)), method=_one_of(list(recipes)), noise_kind=_one_of(list(noise_kinds)),
+                objective=("a name as in as_risk, such as 'cvar:.1'", lambda x: isinstance(x, str)),
+                noise=_number('a share in [0, 1]', lambda x: 0 <= x <= 1), seed=_whole(0), steps=_whole(1), bs=_whole(2),
+                lr=_above_0, div=_above_0, div_final=_above_0, mom=_share, wd=_share)
 _meta_makers = dict(learned=MetaRisk, paper=MetaRisk.paper)
 _meta_names = [o for o in inspect.signature(MetaRisk).parameters if o not in ('risk', 'meta_dl', 'loss_func')]
-
-def _check(name, x, allowed, ok):
-    if not ok(x): raise ValueError(f'{name} must be {allowed}, got {x!r}')
-
-def _is_whole(x): return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
-def _is_number(x): return isinstance(x, Real) and not isinstance(x, (bool, np.bool_))
-def _one_of(names): return 'one of ' + ', '.join(names), lambda x: isinstance(x, str) and x in names
 
 # %% ../nbs/05_study.ipynb #f7eb27b3
 @dataclass(frozen=True)
@@ -229,36 +248,31 @@ class Run:
     wd:float=5e-4             # Weight decay, coupled, on every parameter
     meta:tuple=()             # Arguments of `MetaRisk` other than its defaults: give a dict
 
+    settings:dict=field(init=False, compare=False, repr=False) # All of `MetaRisk`'s arguments, defaults filled in; none for other methods
+
     def __post_init__(self):
-        _check('study', self.study, 'a name of letters, digits, - and _', lambda x: isinstance(x, str) and re.fullmatch(r'[\w-]+', x))
-        for name, allowed in dict(data=study_data, method=recipes, noise_kind=noise_kinds).items():
-            _check(name, getattr(self, name), *_one_of(list(allowed)))
-        _check('noise', self.noise, 'a share in [0, 1]', lambda x: _is_number(x) and 0 <= x <= 1)
-        for name, least in dict(seed=0, steps=1, bs=2).items():
-            _check(name, getattr(self, name), f'a whole number of at least {least}', lambda x: _is_whole(x) and x >= least)
-        for name in ('lr', 'div', 'div_final'): _check(name, getattr(self, name), 'above 0', lambda x: _is_number(x) and x > 0)
-        for name in ('mom', 'wd'): _check(name, getattr(self, name), 'a number in [0, 1)', lambda x: _is_number(x) and 0 <= x < 1)
-        _spell_out(self.arch)
+        for name, (allowed, ok) in _allowed.items():
+            if not ok(x := getattr(self, name)): raise ValueError(f'{name} must be {allowed}, got {x!r}')
         for f in fields(self):  # 1 and 1. are one setting, and so are numpy's numbers
             if f.type in (int, float, bool): object.__setattr__(self, f.name, f.type(getattr(self, f.name)))
-        self._check_objective()
         object.__setattr__(self, 'meta', tuple(sorted(dict(self.meta).items())))
-        self._check_meta()
+        self._check()
+        maker, names = _meta_makers.get(self.method), _meta_names if self.method in _meta_makers else []
+        cb = maker and maker(self.objective, **dict(self.meta))
+        object.__setattr__(self, 'settings', {k: getattr(cb, k) for k in names})
 
-    def _check_objective(self):
-        _check('objective', self.objective, "a name as in as_risk, such as 'cvar:.1'", lambda x: isinstance(x, str))
+    def _check(self):
+        "Settings that must fit each other"
+        _spell_out(self.arch)
         try: as_risk(self.objective)
         except (TypeError, ValueError) as e: raise ValueError(f'objective {self.objective!r}: {e}') from None
         if self.method in ('oracle', 'coteaching') and self.wrong >= 1:
             raise ValueError(f'method {self.method} needs some right labels: noise={self.noise} of kind {self.noise_kind} leaves none')
-
-    def _check_meta(self):
         if self.meta and self.method not in _meta_makers:
             raise ValueError(f'meta is for method {" or ".join(_meta_makers)}, got method {self.method!r}')
         for k, v in self.meta:
-            _check('an argument in meta', k, *_one_of(_meta_names))
-            _check(f'meta {k}', v, 'a number, a string, True, False or None', lambda v: v is None or isinstance(v, (str, bool, int, float)))
-        self.settings
+            if k not in _meta_names: raise ValueError(f'meta must hold {", ".join(_meta_names)}, got {k!r}')
+            if not isinstance(v, (str, bool, int, float, type(None))): raise ValueError(f'meta {k} must be a number or a string, got {v!r}')
 
     @property
     def wrong(self)->float:
@@ -266,16 +280,9 @@ class Run:
         return self.noise * (1 - 1/_n_classes if self.noise_kind == 'uniform' else 1)
 
     @property
-    def settings(self)->dict:
-        "All arguments of `MetaRisk` as this run uses them, defaults and what follows from them included; empty for other methods"
-        if self.method not in _meta_makers: return {}
-        cb = _meta_makers[self.method](self.objective, **dict(self.meta))
-        return {k: getattr(cb, k) for k in _meta_names}
-
-    @property
     def config(self)->dict:
         "What the key is made of: all settings, spelled out"
-        return dict(asdict(self), meta=dict(self.meta), settings=self.settings, risk=str(as_risk(self.objective)),
+        return dict(asdict(self), meta=dict(self.meta), risk=str(as_risk(self.objective)),
                     net=repr(_spell_out(self.arch)), rules=rules)
 
     @property
@@ -288,46 +295,34 @@ class Run:
         meta = ''.join(f' {k}={v}' for k, v in self.meta)
         return f'{self.study}: {self.data} {self.arch} {self.objective} {self.method}{meta}{noise} {self.steps} steps seed {self.seed}'
 
-# %% ../nbs/05_study.ipynb #8ca7d857
-rules = 1 # Raise it when the same settings come to mean other figures: old results then no longer count
-
-def _plain(o):
-    "1. as 1, so that both have one hash"
-    if isinstance(o, dict): return {k: _plain(v) for k, v in o.items()}
-    if isinstance(o, (list, tuple)): return [_plain(v) for v in o]
-    return int(o) if isinstance(o, float) and o.is_integer() else o
-
-def _hash(o):
-    "16 hex digits for anything that JSON can hold"
-    return hashlib.sha256(json.dumps(_plain(o), sort_keys=True).encode()).hexdigest()[:16]
-
 # %% ../nbs/05_study.ipynb #e51d58c0
 @torch.no_grad()
 def _logits(model, x):
     "The model's outputs for all of `x`, in evaluation mode; the mode is left as it was"
     was = model.training
     model.eval()
-    z = torch.cat([model(o) for o in x.split(1000)])
+    z = torch.cat([model(o) for o in x.split(500)])
     model.train(was)
     return z
 
-def _scores(z, y, risk): return dict(risk=risk(cross_entropy(z, y, reduction='none')).item(), acc=100 * (z.argmax(1) == y).float().mean().item())
+def _scores(name, z, y, risk):
+    "Risk of all cross entropies, and accuracy in percent"
+    l = cross_entropy(z, y, reduction='none')
+    return {f'{name}_risk': risk(l).item(), f'{name}_acc': 100 * (z.argmax(1) == y).float().mean().item(), f'{name}_ce': l.mean().item()}
 
 def measure(
     model:nn.Module,
-    dls:DataLoaders,    # As from `four_way`
-    risk,               # Target risk, as in `as_risk`
-    splits=('valid', 'hyper', 'hyper_clean', 'test'),
-)->dict:                # '<split>_risk', '<split>_acc' (in percent) and test_ce
+    dls:DataLoaders, # As from `four_way`
+    risk,            # Target risk, as in `as_risk`
+    test=True,       # Measure on the test set too
+)->dict:             # '<split>_risk', '<split>_acc' (in percent), '<split>_ce' (mean cross entropy)
     "The target risk and the accuracy on whole splits"
-    risk, out = as_risk(risk), {}
-    for i, name in enumerate(('valid', 'hyper', 'test'), 1):
-        if not any(o.startswith(name) for o in splits): continue
+    out = {}
+    for i, name in enumerate(('valid', 'hyper', 'test')[:2 + test], 1):
         s = dls[i].dataset
         z = _logits(model, s.x)
-        for part, y in {name: s.y, f'{name}_clean': s.clean}.items():
-            if part in splits: out.update({f'{part}_{k}': v for k, v in _scores(z, y, risk).items()})
-        if name == 'test': out['test_ce'] = cross_entropy(z, s.y).item()
+        out.update(_scores(name, z, s.y, as_risk(risk)))
+        if name == 'hyper': out.update(_scores('hyper_clean', z, s.clean, as_risk(risk)))
     return out
 
 # %% ../nbs/05_study.ipynb #b7e79b58
@@ -339,7 +334,7 @@ class _Trace(Callback):
         self.done += 1
         if self.done not in self.at: return
         start = _now()
-        m = measure(self.model, self.dls, 'expected', ('valid', 'hyper', 'hyper_clean'))
+        m = measure(self.model, self.dls, 'expected', test=False)
         self.rows.append(dict(step=self.done, **{k: v for k, v in m.items() if k.endswith('acc')}))
         self.seconds += _now() - start
 
@@ -355,7 +350,7 @@ def _learner(run, path=None):
     dls = four_way(train, test, run.noise, run.noise_kind, run.clean_valid, run.bs, run.seed, classes=study_data[run.data][1],
                    shares=_shares.get(run.data, (.9, .05)))
     opt = partial(SGD, mom=run.mom, decouple_wd=False)
-    learn = Learner(dls, network(run.arch, dls.train_ds.x[:1], dls.c), CrossEntropyLossFlat(), opt_func=opt, wd=run.wd, wd_bn_bias=True)
+    learn = Learner(dls, network(run.arch, dls.train_ds.x[:1], dls.c), nn.CrossEntropyLoss(), opt_func=opt, wd=run.wd, wd_bn_bias=True)
     return learn, mark
 
 def _versions():
@@ -416,13 +411,13 @@ def _row(rec):
     settings = {k if k.startswith('meta_') else f'meta_{k}': v for k, v in c['settings'].items()}
     flat = {k: v for k, v in c.items() if k not in ('meta', 'settings')}
     rest = {k: rec.get(k) for k in ('seconds', 'skipped', 'threads', 'device', 'data_mark', 'key')}
-    return pd.Series({**flat, **rec['figures'], **rest, **settings})
+    return {**flat, **rec['figures'], **rest, **settings}
 
-def _path(run, store): return _store(store)/run.study/f'{run.key}.json'
+def _file(run, store): return _store(store)/run.study/f'{run.key}.json'
 
 def _record(run, store, path=None, wait=True):
     "The record of `run` from the store, trained and stored first where it lacks; `Timeout` if another process is at it and `wait` is False"
-    fn = _path(run, store)
+    fn = _file(run, store)
     if (rec := _read(fn)): return rec
     (fn.parent/'.locks').mkdir(parents=True, exist_ok=True)
     with FileLock(fn.parent/'.locks'/f'{run.key}.lock', timeout=-1 if wait else 0):
@@ -437,7 +432,7 @@ def run(
     path=None,   # Folder of CIFAR-10; METARISK_DATA by default
 )->pd.Series:    # As a row of `load_results`
     "The result of `cfg`: from the store, or trained and stored"
-    return _row(_record(cfg, store, path))
+    return pd.Series(_row(_record(cfg, store, path)))
 
 # %% ../nbs/05_study.ipynb #56c5550c
 def _attempt(r, store, path, wait):
@@ -473,10 +468,10 @@ def sweep(
     "Train what the store lacks"
     cfgs, errors = list(dict.fromkeys(cfgs)), {}
     for wait in (False, True):
-        todo = [r for r in cfgs if r not in errors and not _read(_path(r, store))]
+        todo = [r for r in cfgs if r not in errors and not _read(_file(r, store))]
         if todo: errors.update({r: e for r, e in _attempts(todo, jobs, store, path, wait) if e})
     if errors: raise RuntimeError('\n'.join([f'{len(errors)} of {len(cfgs)} runs failed:', *(f'{r}: {e}' for r, e in errors.items())]))
-    return pd.DataFrame([_row(_read(_path(r, store))) for r in cfgs])
+    return pd.DataFrame([_row(_read(_file(r, store))) for r in cfgs])
 
 # %% ../nbs/05_study.ipynb #a8bd912b
 def load_results(
@@ -485,7 +480,7 @@ def load_results(
 )->pd.DataFrame: # One row a run: its settings, figures, seconds, and MetaRisk's settings as meta_...
     "All results of a study; a damaged file is named in a warning and left out"
     recs = [_read(fn) for fn in sorted((_store(store)/study).glob('*.json'))]
-    first = [f.name for f in fields(Run) if f.name != 'meta'] + ['test_risk', 'test_acc', 'seconds', 'key']
+    first = [f.name for f in fields(Run) if f.name not in ('meta', 'settings')] + ['test_risk', 'test_acc', 'seconds', 'key']
     return pd.DataFrame([_row(o) for o in recs if o]) if any(recs) else pd.DataFrame(columns=first)
 
 def record(

@@ -20,7 +20,7 @@ from metarisk_nb.callback import MetaRisk, RiskMetric
 from metarisk_nb.study import *
 
 short = dict(steps=30, noise=.4)
-FIGURES = {f"{s}_{k}" for s in ("valid", "hyper", "hyper_clean", "test") for k in ("risk", "acc")} | {"test_ce"}
+FIGURES = {f"{s}_{k}" for s in ("valid", "hyper", "hyper_clean", "test") for k in ("risk", "acc", "ce")}
 
 
 def python(code, *args, **kwargs):
@@ -145,6 +145,15 @@ def test_cifar10_cut_is_averaged(images, monkeypatch):
     assert x.shape == (30, 3, 16, 16) and tx.shape == (20, 3, 16, 16) and np.bincount(y).tolist() == [3] * 10
     full = study._cifar10(images)[1][0]
     assert np.allclose(tx, torch.nn.functional.avg_pool2d(torch.tensor(full).float(), 2).numpy())
+
+
+def test_arrays_that_cannot_be_kept_are_still_read(images, monkeypatch):
+    def full(f, **kw):
+        f.write(b"half")
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(study.np, "savez", full)
+    with pytest.warns(UserWarning, match="could not be written"): (x, _), _ = study._cifar10(images)
+    assert x.shape == (40, 3, 32, 32) and sorted(o.name for o in images.iterdir()) == ["test", "train"]
 
 
 def test_missing_cifar10_says_how_to_get_it(tmp_path):
@@ -297,6 +306,7 @@ def test_results_have_the_columns_that_studies_read(tmp_path):
     want = "study data arch objective method noise noise_kind clean_valid seed steps test_risk test_acc seconds key".split()
     assert set(want) | FIGURES <= set(df) and set(want) <= set(load_results("none", tmp_path))
     assert df.set_index("method").meta_every.to_dict() == {"expected": pytest.approx(float("nan"), nan_ok=True), "learned": 5}
+    assert df.noise.dtype == df.test_acc.dtype == float and df.seed.dtype == int and df.clean_valid.dtype == bool
     assert {"meta_lr", "meta_bs", "meta_loss", "meta_floor", "meta_knots", "meta_n_inner"} <= set(df)
 
 
