@@ -5,4 +5,5 @@ from .reducer import *
 from .hypergrad import *
 from .callback import *
 from .data import *
+from .study import *
 from .plot import *

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['noise_kinds', 'data_path', 'fashion_classes', 'noisy_labels', 'TensorSet', 'TensorDL', 'four_way', 'fashion_mini',
-           'fashion_mnist', 'cifar10', 'mlp', 'cnn', 'resnet18_32']
+           'fashion_mnist', 'cifar10_arrays', 'cifar10', 'mlp', 'cnn', 'resnet18_32']
 
 # %% ../nbs/04_data.ipynb #529242c3
 import gzip
@@ -128,8 +128,8 @@ class TensorDL(TfmdDL):
 def _checked(name, data):
     "Images as (n, C, H, W) and labels as int64; TypeError or ValueError names the argument"
     x, y = map(torch.as_tensor, data)
-    if x.dtype != torch.uint8 or x.ndim not in (3, 4):
-        raise ValueError(f'{name}: images must be uint8 of shape (n, H, W) or (n, C, H, W), got {x.dtype} of shape {tuple(x.shape)}')
+    if not (x.dtype == torch.uint8 or x.is_floating_point()) or x.ndim not in (3, 4):
+        raise ValueError(f'{name}: images must be uint8 or floats of shape (n, H, W) or (n, C, H, W), got {x.dtype} of shape {tuple(x.shape)}')
     if y.is_floating_point() or y.ndim != 1: raise ValueError(f'{name}: labels must be a row of whole numbers, got {y.dtype} of shape {tuple(y.shape)}')
     if len(x) != len(y): raise ValueError(f'{name} must have as many labels as images, got {len(y)} and {len(x)}')
     if not len(x): raise ValueError(f'{name} is empty: it must have at least one image')
@@ -143,17 +143,17 @@ def _check_classes(y, ty, n_classes):
         if not 0 <= o.min() <= o.max() < n_classes:
             raise ValueError(f'{name}: labels must be 0 ... {n_classes - 1}, got {o.min()} ... {o.max()}')
 
-def _split(n, bs, seed):
-    "Places of the 90/5/5 split of `n` training images"
+def _split(n, bs, seed, shares):
+    "Places of the three parts of `n` training images"
     order = torch.from_numpy(np.random.default_rng(seed).permutation(n))  # not torch's stream: that draws the noise
-    parts = order.tensor_split([round(.9*n), round(.95*n)])
-    if not all(map(len, parts)): raise ValueError(f'train has too few images to be split 90/5/5: {n}')
+    parts = order.tensor_split([round(sum(shares[:i]) * n) for i in (1, 2)])
+    if not all(map(len, parts)): raise ValueError(f'train has too few images to be split by shares={shares}: {n}')
     if check_whole('bs', bs) > len(parts[0]):
         raise ValueError(f'bs must be at most {len(parts[0])}, the images of the training part, got {bs}: it would be left without a full batch')
     return parts
 
 def four_way(
-    train,             # (images uint8, labels), the images as (n, H, W) or (n, C, H, W)
+    train,             # (images uint8 or float, labels), the images as (n, H, W) or (n, C, H, W)
     test,              # (images, labels)
     noise=0.,          # Share of labels to change, in [0, 1]
     noise_kind='uniform', # As in `noisy_labels`
@@ -162,6 +162,7 @@ def four_way(
     seed=0,            # Draws the split and the noise
     device=None,       # Where the tensors live; fastai's default device
     classes=None,      # Names of the classes; their numbers by default
+    shares=(.9, .05),  # Shares of train and of meta-validation; hyper-validation gets the rest
 )->DataLoaders:        # Four loaders: train, valid (meta-validation), hyper, test: `learn.validate(ds_idx=3)` is the test set
     "Split as the paper does (90/5/5 and test), with label noise, from tensors in memory; TypeError or ValueError names a wrong argument"
     device = default_device() if device is None else torch.device(device)
@@ -169,7 +170,7 @@ def four_way(
     if x.shape[1:] != tx.shape[1:]: raise ValueError(f'test: images must be {tuple(x.shape[1:])} as those of train, got {tuple(tx.shape[1:])}')
     vocab = CategoryMap(classes or range(int(y.max()) + 1), sort=False)
     _check_classes(y, ty, len(vocab))
-    parts, x = _split(len(y), bs, seed), x.float()
+    parts, x = _split(len(y), bs, seed, shares), x.float()
     mean, std = [f((0, 2, 3), keepdim=True) for f in (x.mean, x.std)]
     noisy = noisy_labels(y, noise, len(vocab), noise_kind, seed)
     new_set = lambda x, *y: TensorSet(((x - mean) / std).to(device), *[o.to(device) for o in y], vocab=vocab, mean=mean[0], std=std[0])
@@ -262,7 +263,16 @@ def _cifar10(root):
     try: sets = [CIFAR10(root, train=o) for o in (True, False)]
     except RuntimeError as e:
         raise FileNotFoundError(f"CIFAR10 is not in {root}, or damaged: {_get('CIFAR10', root)}, or name a folder that has it with path=") from e
-    return [(torch.as_tensor(s.data).movedim(-1, 1), s.targets) for s in sets], sets[0].classes
+    return *[(torch.as_tensor(s.data).movedim(-1, 1), s.targets) for s in sets], sets[0].classes
+
+def cifar10_arrays(
+    path=None, # As in `cifar10`
+)->tuple:      # Train and test, each (images (n, 3, 32, 32) uint8, labels), and the names of the classes
+    "CIFAR-10 before any split; FileNotFoundError says how to get it, ValueError which file is damaged"
+    path = _root(path)
+    if not (path/'train').is_dir() and not (path/'test').is_dir(): return _cifar10(path)
+    train, classes = _folder(path/'train')
+    return train, _folder(path/'test', classes)[0], classes
 
 @delegates(four_way)
 def cifar10(
@@ -270,11 +280,7 @@ def cifar10(
     **kwargs
 )->DataLoaders: # Four loaders: train, valid, hyper, test
     "CIFAR-10, 50,000 + 10,000 images, 32x32 in colour; FileNotFoundError says how to get it, ValueError which file is damaged"
-    path = _root(path)
-    if (path/'train').is_dir() or (path/'test').is_dir():
-        train, classes = _folder(path/'train')
-        test, _ = _folder(path/'test', classes)
-    else: (train, test), classes = _cifar10(path)
+    train, test, classes = cifar10_arrays(path)
     return four_way(train, test, classes=classes, **kwargs)
 
 # %% ../nbs/04_data.ipynb #d2045eab

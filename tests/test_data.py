@@ -151,8 +151,8 @@ x, y = arrays(60, 3, (8, 8))
     (dict(classes="a b c d".split()), r"train must have images of all classes 0 ... 3, got none of \[3\]"),
     (dict(classes="a b".split()), "train: labels must be 0 ... 1, got 0 ... 2"), (dict(test=(x, y + 1)), "test: labels must be 0 ... 2, got 1 ... 3"),
     (dict(test=(x, y.astype(int) - 1)), "test: labels must be 0 ... 2, got -1 ... 1"),
-    (dict(train=(x[:9], y[:9])), "train has too few images to be split 90/5/5: 9"), (dict(train=(x / 255, y)), "train: images must be uint8"),
-    (dict(train=(x[0], y)), "train: images must be uint8 of shape"), (dict(test=(x[:, 1:], y)), "test: images must be"),
+    (dict(train=(x[:9], y[:9])), r"train has too few images to be split by shares=\(0.9, 0.05\): 9"), (dict(train=(x.astype(int), y)), "train: images must be uint8 or floats"),
+    (dict(train=(x[0], y)), "train: images must be uint8 or floats of shape"), (dict(test=(x[:, 1:], y)), "test: images must be"),
     (dict(train=(x, y / 2)), "train: labels must be a row of whole numbers"), (dict(test=(x, y[:, None])), "test: labels must be a row")])
 def test_four_way_names_a_bad_argument(change, says):
     with pytest.raises(ValueError, match=says): four_way(**{**dict(train=(x, y), test=(x, y), bs=20, device=CPU), **change})

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = ["risk", "reducer", "hypergrad", "callback", "data", "plot"]
+MODULES = ["risk", "reducer", "hypergrad", "callback", "data", "study", "plot"]
 ini = ConfigParser(delimiters=["="])
 ini.read(ROOT / "settings.ini")
 
@@ -62,6 +62,7 @@ def test_requirements_are_what_the_library_imports():
             if isinstance(node, ast.Import): used |= {o.name.split(".")[0] for o in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
     used -= {"metarisk_nb", *sys.stdlib_module_names}
+    used = {{"sklearn": "scikit-learn"}.get(o, o) for o in used}  # where the package has another name than the module
     assert used == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["requirements"].split()}
 
 
