@@ -1,0 +1,69 @@
+"Which settings `MetaRisk()` should have: successive halving on the hyper-validation split, `python scripts/search_default.py STAGE`"
+import argparse
+import warnings
+from itertools import product
+
+from metarisk_nb.study import Run, sweep
+
+warnings.filterwarnings("ignore", category=FutureWarning)
+
+LOWER = dict(every=10, meta_bs=200)  # cheaper than what facts were first measured with, and the centre of the search
+RARE = dict(every=20, meta_bs=200, meta_lr=.2)
+SETTINGS = [
+    dict(every=10, meta_bs=500), dict(every=5, meta_bs=100), dict(every=5, meta_bs=200), LOWER, dict(every=10, meta_bs=100),
+    dict(every=20, meta_bs=500), dict(every=20, meta_bs=200), RARE, dict(every=20, meta_bs=500, meta_lr=.2),
+    *(dict(LOWER, **o) for o in (dict(meta_lr=.2), dict(meta_loss="mae"), dict(knots=8), dict(floor=.4), dict(floor=.8))),
+    *(dict(RARE, **o) for o in (dict(knots=8), dict(meta_loss="mae")))]
+
+DIGITS = [dict(data="digits", steps=600, noise=r, noise_kind=k) for r, k in ((0., "uniform"), (.2, "uniform"), (.4, "uniform"), (.2, "pairflip"), (.4, "pairflip"))]
+FASHION = [dict(data="fashion_mini", steps=s, noise=r) for s, r in ((200, 0.), (200, .5), (2000, 0.), (2000, .2), (2000, .5))]
+TARGETS = [dict(data="fashion_mini", steps=2000, objective=o) for o in ("cvar:.1", "icvar:.1", "trimmed:.1")]
+KNOWN = ["expected", "oracle", "coteaching", "gce"]
+
+
+def name(setting): return " ".join(f"{k}={v}" for k, v in setting.items()) or "default"
+
+
+def runs(tasks, seeds, methods=(), settings=()):
+    "What to train, by name of the method"
+    plain = {m: [Run("default", method=m, seed=s, **t) for t, s in product(tasks, seeds)] for m in methods}
+    return plain | {name(o): [Run("default", seed=s, meta=o, **t) for t, s in product(tasks, seeds)] for o in settings}
+
+
+def label(row):
+    noise = f" {100*row.noise:.0f}%{' pair' if row.noise_kind == 'pairflip' and row.noise else ''}" if row.objective == "expected" else ""
+    return f"{row.data[:7]} {row.steps} {row.objective if row.objective != 'expected' else ''}{noise}"
+
+
+def table(tasks, seeds, jobs, methods=(), settings=(), figure="hyper_clean_acc"):
+    "Mean (sd) of `figure` over the seeds, a row a method and a column a task"
+    todo = runs(tasks, seeds, methods, settings)
+    df = sweep([r for o in todo.values() for r in o], jobs=jobs).drop_duplicates("key").set_index("key")
+    for method, rs in todo.items():
+        d = df.loc[[r.key for r in rs]]
+        g = d.groupby(d.apply(label, axis=1), sort=False)[figure]
+        cells = "  ".join(f"{k}: {m:.2f} ({s:.2f})" if len(seeds) > 1 else f"{k}: {m:.2f}" for k, m, s in zip(g.groups, g.mean(), g.std()))
+        print(f"{g.mean().mean():8.3f}  {method:45} {cells}", flush=True)
+
+
+def main():
+    o = argparse.ArgumentParser(description=__doc__)
+    o.add_argument("stage", choices=["digits", "fashion", "targets", "baselines", "final"])
+    o.add_argument("--pick", type=int, nargs="*", help="places in SETTINGS; all by default")
+    o.add_argument("--seeds", type=int, default=2)
+    o.add_argument("--jobs", type=int, default=1)
+    o.add_argument("--figure", help="column to show: hyper_clean_acc, hyper_risk for targets; test_acc, test_risk once the choice is made")
+    o = o.parse_args()
+    settings = SETTINGS if o.pick is None else [SETTINGS[i] for i in o.pick]
+    seeds = range(o.seeds)
+    if o.stage == "targets": table(TARGETS, seeds, o.jobs, ["expected", "batch", "warm"], settings, o.figure or "hyper_risk")
+    else:
+        tasks = dict(digits=DIGITS, fashion=FASHION).get(o.stage, DIGITS + FASHION)
+        noisy = [t for t in tasks if t["noise"]]
+        if o.stage == "baselines":
+            table([t for t in tasks if not t["noise"]], seeds, o.jobs, ["expected", "gce"], figure=o.figure or "hyper_clean_acc")
+            table(noisy, seeds, o.jobs, KNOWN, figure=o.figure or "hyper_clean_acc")
+        else: table(tasks, seeds, o.jobs, ["expected"], settings, o.figure or "hyper_clean_acc")
+
+
+if __name__ == "__main__": main()
