@@ -89,7 +89,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'metarisk_nb/callback.py'),
                                       'metarisk_nb.callback._Weighing.before_train': ( 'callback.html#_weighing.before_train',
                                                                                        'metarisk_nb/callback.py'),
-                                      'metarisk_nb.callback._check_whole': ('callback.html#_check_whole', 'metarisk_nb/callback.py'),
                                       'metarisk_nb.callback._endless': ('callback.html#_endless', 'metarisk_nb/callback.py'),
                                       'metarisk_nb.callback._fits': ('callback.html#_fits', 'metarisk_nb/callback.py'),
                                       'metarisk_nb.callback._n_items': ('callback.html#_n_items', 'metarisk_nb/callback.py'),

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader as TorchLoader, RandomSampler, Sequentia
 
 from .hypergrad import NoDerivative, hypergradient, methods
 from .reducer import SortedReducer
-from .risk import Spectral, as_risk, ess_share
+from .risk import Spectral, as_risk, check_whole, ess_share
 
 # %% ../nbs/03_callback.ipynb #3c12374d
 def per_sample(
@@ -49,7 +49,7 @@ def sample_losses(
     *y,        # Its targets
 )->Tensor:     # One loss a sample: the mean over its pixels or labels
     "The losses of a batch, one a sample"
-    with torch._C.DisableTorchFunctionSubclass(): l = loss_func(pred, *y)  # fastai's tensor types cost more than a small loss
+    with torch._C.DisableTorchFunctionSubclass(): l = loss_func(pred, *y)  # whose types cost more than a small loss
     n = find_bs(y)
     if not n: raise ValueError('the batch is empty: a risk needs at least one sample')
     if not isinstance(l, Tensor) or l.numel() % n or (n > 1 and l.numel() < n):
@@ -126,7 +126,7 @@ class _Weighing(Callback):
     def after_step(self): self.n_step += 1  # optimizer steps, not batches: gradients may be accumulated
 
     def _targets(self):
-        "This batch's targets: y, or (y, y of the other sample, share of y) where MixUp or CutMix leaves the mixing to the loss"
+        "This batch's targets: y, or (y, other y, share of y) where MixUp or CutMix leaves the mixing to the loss"
         mix = getattr(self.learn.loss_func, '__self__', None)
         return tuple(map(_plain, (*self.yb, *mix.yb1, mix.lam) if hasattr(mix, 'yb1') else self.yb))
 
@@ -138,9 +138,10 @@ class _Weighing(Callback):
         return other.lerp(one, y[-1].to(one))
 
     def _losses(self):
-        "This batch's losses; times `_scale` their mean is the Learner's own loss, whatever its reduction and class weights"
+        "This batch's losses; times `_scale` their mean is the Learner's own loss, whatever its reduction or weights"
         l = self._loss(self.pred, *self._targets())
-        if self.loss_func is None: self._scale = (_plain(self.learn.loss.detach()) / l.detach().mean()).nan_to_num(1., 1., 1.)
+        if self.loss_func is None:
+            self._scale = (_plain(self.learn.loss.detach()) / l.detach().mean()).nan_to_num(1., 1., 1.)
         return l
 
 class BatchRisk(_Weighing):
@@ -194,7 +195,7 @@ def _n_items(dl):
     except (AttributeError, TypeError): return None
 
 def _reload(dl, **kwargs):
-    "A copy of a fastai or torch loader with another `bs`, `shuffle` or `drop_last`, which draws from the current random stream"
+    "A copy of a loader with another `bs`, `shuffle` or `drop_last`, which draws from the current random stream"
     if hasattr(dl, 'new'):
         forgotten = {k: getattr(dl, k) for k in ('wgts', 'partial_n') if hasattr(dl, k)}  # by fastai's own `new`
         return dl.new(**forgotten, **kwargs)
@@ -202,7 +203,8 @@ def _reload(dl, **kwargs):
     sampler, kwargs = copy(dl.sampler), dict(bs=dl.batch_size, drop_last=dl.drop_last) | kwargs
     if hasattr(sampler, 'generator'): sampler.generator = None
     if kwargs.pop('shuffle', False) and isinstance(sampler, SequentialSampler): sampler = RandomSampler(dl.dataset)
-    return TorchLoader(dl.dataset, kwargs.pop('bs'), sampler=sampler, collate_fn=dl.collate_fn, num_workers=dl.num_workers, **kwargs)
+    same = dict(collate_fn=dl.collate_fn, num_workers=dl.num_workers)
+    return TorchLoader(dl.dataset, kwargs.pop('bs'), sampler=sampler, **same, **kwargs)
 
 def _rows(batch, i):
     "The samples `i` of a batch ((x, ...), (y, ...))"
@@ -214,7 +216,7 @@ def _tensors(batch):
     return o if all(isinstance(x, Tensor) for x in o) else None
 
 def _fits(batch, n, most=2**28):
-    "Do `n` samples like those of `batch` fit into `most` bytes? Numbers only: sequences of tokens differ in length"
+    "Do `n` samples like those of `batch` fit into `most` bytes? Not asked of tokens, whose sequences differ in length"
     o = _tensors(batch)
     return bool(o) and o[0].is_floating_point() and n * sum(x.nbytes for x in o) <= most * len(o[0])
 
@@ -227,10 +229,6 @@ def _single_label(pred, *y):
     "Are these logits of several classes, and one whole number a sample as target?"
     if len(y) != 1 or not all(isinstance(o, Tensor) for o in (pred, *y)): return False
     return pred.ndim == 2 and pred.shape[1] > 1 and y[0].numel() == len(pred) and not y[0].is_floating_point()
-
-def _check_whole(name, x, least=1):
-    if not isinstance(x, int) or x < least:
-        raise ValueError(f'{name} must be a whole number of at least {least}, got {x!r}')
 
 # %% ../nbs/03_callback.ipynb #833a0374
 class MetaRisk(_Weighing):
@@ -248,23 +246,23 @@ class MetaRisk(_Weighing):
         meta_bs=500,       # Samples of a validation batch; a smaller set is used whole
         knots=12,          # Knots of the `SortedReducer`; None (or a batch no larger than that): one logit a place
         loss_func=None,    # (pred, *y) -> one loss a sample, its mean the Learner's loss, where that has no `reduction`
-        meta_loss='auto',  # On validation data: 'own', 'mae', 'gce', a function; 'auto': 'gce' for one label and the mean, else 'own'
+        meta_loss='auto',  # On validation data: 'own', 'mae', 'gce' or a function; 'auto': 'gce' for classes and the mean
         method='exact',    # As in `hypergradient`
         fresh=False,       # Draw all inner batches anew (the paper's way); else the first one is the training batch
         floor=.6,          # Least effective sample size, as a share of the target's own; falls to 0 over each fit
         seed=0,            # Of the callback's own random stream
     ):
         super().__init__()
-        for name, x in dict(n_inner=n_inner, every=every, meta_bs=meta_bs).items(): _check_whole(name, x)
-        if knots is not None: _check_whole('knots', knots, 2)
+        for name, x in dict(n_inner=n_inner, every=every, meta_bs=meta_bs).items(): check_whole(name, x)
+        if knots is not None: check_whole('knots', knots, 2)
         if method not in methods: raise ValueError(f'method must be one of {", ".join(methods)}, got {method!r}')
         if not (callable(meta_loss) or meta_loss in ('auto', 'own', *meta_losses)):
             raise ValueError(f"meta_loss must be 'auto', 'own', 'mae', 'gce' or a function, got {meta_loss!r}")
         if meta_lr is not None and not meta_lr >= 0:
             raise ValueError(f'meta_lr must be None or at least 0, got {meta_lr}')
-        if inner_lr is not None and not inner_lr > 0: raise ValueError(f'inner_lr must be None or above 0, got {inner_lr}')
+        if not (inner_lr is None or inner_lr > 0): raise ValueError(f'inner_lr must be None or above 0, got {inner_lr}')
         if not 0 <= floor <= 1: raise ValueError(f'floor must be in [0, 1], got {floor}')
-        if hasattr(meta_dl, 'loaders'): raise TypeError('meta_dl must be one loader, such as dls.valid, not DataLoaders')
+        if hasattr(meta_dl, 'loaders'): raise TypeError('meta_dl must be one loader, such as dls.valid')
         self.risk, self.n_inner, self.every, self.inner_lr = as_risk(risk), n_inner, every, inner_lr
         self.meta_dl, self.meta_bs, self.meta_loss, self.loss_func = meta_dl, meta_bs, meta_loss, loss_func
         self.knots, self.method, self.fresh, self.floor, self.seed, self.skipped = knots, method, fresh, floor, seed, 0
@@ -276,8 +274,8 @@ class MetaRisk(_Weighing):
         risk='expected', # Target risk
         **kwargs,        # Changes to the paper's setting
     ):
-        "Algorithm 1 to the letter: in every step 5 fresh inner batches, a validation batch of 2000, Adam at 1e-3 on a logit a place"
-        setting = dict(n_inner=5, every=1, meta_lr=1e-3, meta_bs=2000, knots=None, meta_loss='own', fresh=True, floor=0.)
+        "Algorithm 1 to the letter: each step 5 fresh inner batches, 2000 validation samples, Adam at 1e-3 on a logit a place"
+        setting = dict(n_inner=5, every=1, meta_lr=1e-3, meta_bs=2000, knots=None, meta_loss='own', fresh=True, floor=0)
         return cls(risk, **{**setting, **kwargs})
 
     def before_fit(self):
@@ -315,7 +313,7 @@ class MetaRisk(_Weighing):
         return self._meta
 
     def _meta_batches(self):
-        "Endless validation batches; a set no larger than `meta_bs` is one batch, kept, and one of up to 256 MB is read once"
+        "Endless validation batches; a set no larger than `meta_bs` is one batch, one of up to 256 MB is read once"
         dl = self.meta_dl if self.meta_dl is not None else self.dls.loaders[1] if len(self.dls.loaders) > 1 else None
         why = 'MetaRisk learns on validation data, and'
         if dl is None: raise ValueError(f'{why} learn.dls has no valid loader: add one, or pass meta_dl=')
@@ -372,7 +370,7 @@ class MetaRisk(_Weighing):
         return self.model.module if wrapped else self.model
 
     def _rates(self):
-        "Today's learning rate of each trainable parameter, by name; one that the optimizer does not know stays where it is"
+        "Today's learning rate of each trainable parameter, by name; 0 for one that the optimizer does not know"
         if self.inner_lr is not None: return self.inner_lr
         lr = {p: h['lr'] for ps, h in zip(self.opt.param_lists, self.opt.hypers) for p in ps}
         return {n: lr.get(p, 0.) for n, p in self._net.named_parameters() if p.requires_grad}
@@ -403,7 +401,8 @@ class MetaRisk(_Weighing):
             if not self.skipped: warn('MetaRisk: a meta-gradient was not finite; its step is skipped (see .skipped)')
             self.skipped += 1
             return
-        if self._reach is None: self._reach = .999 * float(ess_share(self._w))  # a floor above it would undo what an earlier fit has learned
+        # a floor above what an earlier fit has reached would undo it
+        if self._reach is None: self._reach = .999 * float(ess_share(self._w))
         self.reducer.logits.grad = grad
         self.opt_phi.step()
         self.reducer.keep_ess(min(self.floor * self.share * (1 - self.pct_train), self._reach))
@@ -419,7 +418,8 @@ class MetaRisk(_Weighing):
             self.history.add(self.n_step, self._w, self.value)
         if self.uniform: return  # the Learner's own loss, to the last bit
         w = self._w if len(l) == len(self._w) else self.reducer.weights(len(l)).detach()
-        self.learn.loss_grad = (self._scale * w).to(l) @ l.sort(descending=True, stable=True).values  # a softmax has no zeros to mask
+        # no zeros to mask in a softmax, so a product does what `weigh` does
+        self.learn.loss_grad = (self._scale * w).to(l) @ l.sort(descending=True, stable=True).values
 
     def after_fit(self): self._meta = self._fresh = None
 
