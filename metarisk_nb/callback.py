@@ -243,7 +243,7 @@ class MetaRisk(_Weighing):
         meta_lr=None,      # Adam's rate for the logits; None: .1/sqrt(effective share of the target's own weights)
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
-        meta_bs=500,       # Samples of a validation batch; a smaller set is used whole
+        meta_bs=200,       # Samples of a validation batch; a smaller set is used whole
         knots=12,          # Knots of the `SortedReducer`; None (or a batch no larger than that): one logit a place
         loss_func=None,    # (pred, *y) -> one loss a sample, its mean the Learner's loss, where that has no `reduction`
         meta_loss='auto',  # On validation data: 'own', 'mae', 'gce' or a function; 'auto': 'gce' for classes and the mean

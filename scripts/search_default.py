@@ -11,7 +11,7 @@ CENTRE = dict(every=10, meta_bs=200, meta_lr=.2)
 SETTINGS = [
     *(dict(every=e, meta_bs=v, meta_lr=r) for e, v, r in ((10, 500, .1), (10, 200, .1), (10, 100, .1), (5, 200, .1), (5, 100, .1), (20, 500, .1),
                                                         (20, 200, .1), (20, 500, .2), (20, 200, .2), (20, 200, .4), (10, 100, .2))),
-    CENTRE, *(dict(CENTRE, **o) for o in (dict(meta_loss="mae"), dict(knots=8), dict(floor=.4), dict(floor=.8)))]
+    dict(every=10, meta_bs=200, meta_lr=.32), dict(every=10, meta_bs=500, meta_lr=.32), CENTRE, *(dict(CENTRE, **o) for o in (dict(meta_loss="mae"), dict(knots=8), dict(floor=.4), dict(floor=.8)))]
 
 DIGITS = [dict(data="digits", steps=600, noise=r, noise_kind=k) for r, k in ((0., "uniform"), (.2, "uniform"), (.4, "uniform"), (.2, "pairflip"), (.4, "pairflip"))]
 FASHION = [dict(data="fashion_mini", steps=s, noise=r) for s, r in ((200, 0.), (200, .5), (2000, 0.), (2000, .2), (2000, .5))]
