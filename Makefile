@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo test lab prepare outputs clean
+.PHONY: help demo test bench lab prepare outputs clean
 help:                             ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/	/' | expand -t 12
 
@@ -19,6 +19,11 @@ demo: $(STAMP)                    ## the main job: learn the risk on half-wrong 
 
 test: $(STAMP)                    ## all notebooks and tests
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)                   ## what a hypergradient costs beside other libraries, a quarter of an hour
+	-$(BIN)/python -m pip install -q -e '.[bench]'
+	-$(BIN)/python -m pip install -q betty-ml
+	$(BIN)/python scripts/bench.py
 
 lab: $(STAMP)                     ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -10,9 +10,12 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.autograd.forward_ad as fwd
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from .risk import weighted_sum
 
@@ -29,15 +32,107 @@ def _seeded(seed, device):
 
 def _tuple(o): return tuple(o) if isinstance(o, (tuple, list)) else (o,)
 
+def _channels_last(o):
+    "Images with their channels innermost, which convolutions on a CPU are faster with"
+    return o.contiguous(memory_format=torch.channels_last) if isinstance(o, Tensor) and o.ndim == 4 else o
+
 def _losses(model, names, loss_func, batch):
     "The losses of `batch` as a function of the parameters; each call has the same dropout masks and leaves the buffers alone"
     (x, y), seed = map(_tuple, batch), int(torch.randint(2**31, ()))
+    x = tuple(map(_channels_last, x))
     def f(theta):
         state = dict(zip(names, theta)) | {n: b.clone() for n, b in model.named_buffers()}
         with _seeded(seed, theta[0].device): l = loss_func(functional_call(model, state, x), *y)
         if not l.ndim: raise ValueError("loss_func must give one loss a sample (such as reduction='none'), not one number")
         return l.flatten().as_subclass(Tensor)
     return f
+
+# %% ../nbs/02_hypergrad.ipynb #c7d1e2b5
+_op = torch.ops.aten
+
+def _c(t, x): return t.view(1, -1, *[1] * (x.ndim - 2))
+
+def _norm_back(g, x, w, mean, r, eps):
+    "w P g, and the sums of g times x-hat and of g over each channel: one fused kernel"
+    return _op.native_batch_norm_backward(g, x, w, None, None, mean, r, True, eps, [True] * 3)
+
+class _Norm(Function):
+    "Batch norm with the statistics of the batch"
+    @staticmethod
+    def forward(ctx, x, w, b, eps):
+        y, mean, r = _op.native_batch_norm(x, w, b, None, None, True, 0., eps)
+        ctx.save_for_backward(x, w, mean, r); ctx.save_for_forward(x, w, mean, r); ctx.eps = eps
+        return y
+    @staticmethod
+    def jvp(ctx, dx, dw, db, _):
+        x, w, mean, r = ctx.saved_tensors
+        dy = _norm_back(dx, x, w, mean, r, ctx.eps)[0] if dx is not None else torch.zeros_like(x)
+        if dw is not None: dy.addcmul_(x, _c(dw * r, x)).sub_(_c(dw * r * mean, x))
+        return dy if db is None else dy.add_(_c(db, x))
+    @staticmethod
+    def backward(ctx, g): return *_NormBack.apply(g, *ctx.saved_tensors, ctx.eps), None
+
+class _NormBack(Function):
+    "Its backward pass, and the backward pass of that"
+    @staticmethod
+    def forward(ctx, g, x, w, mean, r, eps):
+        gx, gw, gb = _norm_back(g, x, w, mean, r, eps)
+        ctx.save_for_backward(g, x, w, mean, r, gw, gb); ctx.eps = eps
+        return gx, gw, gb
+    @staticmethod
+    def backward(ctx, dx, dw, db):
+        g, x, w, mean, r, gw, gb = ctx.saved_tensors
+        n = x.numel() // x.shape[1]
+        dg, sw, sb = _norm_back(dx, x, w, mean, r, ctx.eps)
+        dg.addcmul_(x, _c(dw * r, x)).add_(_c(db - dw * r * mean, x))
+        q = r * ((g * dx).sum([0, *range(2, x.ndim)]) - (gb * sb + gw * sw) / n)
+        s, u = w * gw * r * r / n, w * sw * r / n  # Pg and P dx enter with these
+        out = _norm_back(g, x, torch.ones_like(w), mean, r, ctx.eps)[0].mul_(_c(dw - u, x)).addcmul_(dx, _c(-s, x))
+        k = r * (s * sw - r * w * q) / n
+        return dg, out.addcmul_(x, _c(k, x)).add_(_c(s * sb / n - k * mean, x)), q, None, None, None
+
+# %% ../nbs/02_hypergrad.ipynb #d8e2f3c6
+class _Conv(Function):
+    "Convolution without a bias; `how` are stride, padding, dilation, transposed, output padding, groups"
+    @staticmethod
+    def forward(ctx, x, w, how):
+        ctx.save_for_backward(x, w); ctx.save_for_forward(x, w); ctx.how, ctx.leaf = how, w.is_leaf
+        return _op.convolution(x, w, None, *how)
+    @staticmethod
+    def jvp(ctx, dx, dw, _):
+        x, w = ctx.saved_tensors
+        ds = [_op.convolution(a, b, None, *ctx.how) for a, b in ((dx, w), (x, dw)) if a is not None and b is not None]
+        return sum(ds[1:], ds[0])
+    @staticmethod
+    def backward(ctx, g):
+        unread = ctx.leaf and torch.is_grad_enabled()  # the first of the two passes
+        return *_ConvBack.apply(g, *ctx.saved_tensors, ctx.how, ctx.needs_input_grad[0], unread), None
+
+class _ConvBack(Function):
+    "Its backward pass, and the backward pass of that; a weight's gradient that stays `unread` is zero, its derivatives are right"
+    @staticmethod
+    def forward(ctx, g, x, w, how, needs_x, unread):
+        ctx.save_for_backward(g, x, w); ctx.how = how
+        gx, gw, _ = _op.convolution_backward(g, x, w, None, *how, [needs_x, not unread, False])
+        return gx, w.new_zeros(()).expand_as(w) if unread else gw
+    @staticmethod
+    def backward(ctx, dx, dw):
+        g, x, w = ctx.saved_tensors
+        back = lambda x, w, *which: _op.convolution_backward(g, x, w, None, *ctx.how, [*which, False])
+        dg = _op.convolution(x, dw, None, *ctx.how)
+        if dx is None: return dg, None, None, None, None, None
+        dg += _op.convolution(dx, w, None, *ctx.how)
+        return dg, back(x, dw, True, False)[0], back(dx, w, False, True)[1], None, None, None
+
+class _Fused(TorchFunctionMode):
+    "Convolutions and batch norms of images out of the two above"
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is F.batch_norm and args[0].ndim > 2 and kwargs['training'] and kwargs['weight'] is not None:
+            return _Norm.apply(args[0], kwargs['weight'], kwargs['bias'], kwargs['eps'])
+        if func is F.conv2d and len(args) == 7 and args[2] is None and not isinstance(args[4], str):
+            return _Conv.apply(*args[:2], (*args[3:6], False, (0, 0), args[6]))
+        return func(*args, **kwargs)
 
 # %% ../nbs/02_hypergrad.ipynb #9ee9df99
 class NoDerivative(RuntimeError):
@@ -68,7 +163,7 @@ def _grad(y, xs, **kwargs): return torch.autograd.grad(y, xs, materialize_grads=
 
 def _forward(f, theta, v):
     "Derivative of each loss along `v`: one forward-mode pass"
-    with torch.no_grad(), fwd.dual_level():
+    with torch.no_grad(), fwd.dual_level(), _Fused():
         l, dl = fwd.unpack_dual(f([fwd.make_dual(t, u) for t, u in zip(theta, v)]))
     return torch.zeros_like(l) if dl is None else dl
 
@@ -84,41 +179,39 @@ def _nodes(todo):
 def _twice(f, theta, v, a=None):
     "The same derivatives and the product of the Hessian with `v`, by differentiating twice"
     theta = _leaves(theta)
-    l = f(theta)
+    with _Fused(): l = f(theta)
     a = (torch.ones_like(l) if a is None else a).detach().requires_grad_()
     grads = _grad(weighted_sum(a, l), theta, create_graph=True)
-    s = sum((g * u).sum() for g, u in zip(grads, v))
-    if any(o.name() == 'torch::autograd::Error' for o in _nodes([s.grad_fn])):  # autograd would pass it over in silence
+    grads, v = zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
+    if any(o.name() == 'torch::autograd::Error' for o in _nodes([g.grad_fn for g in grads])):  # autograd would pass it over in silence
         raise NotImplementedError('a function is marked once_differentiable')
-    *hv, dl = _grad(s, [*theta, a])
+    *hv, dl = _grad(grads, [*theta, a], grad_outputs=v)
     return dl, hv
 
 def _along(f, theta, v):
     "Derivative of each loss along `v`, by the first way that the model allows"
     return _attempt(lambda: _forward(f, theta, v), lambda: _twice(f, theta, v)[0])
 
-def _exact(f, theta, v, a, hessian):
+def _exact(f, theta, v, a, hessian, l, g):
     "No approximation: forward mode, and double backward where the Hessian is needed"
     return _attempt(lambda: _twice(f, theta, v, a)) if hessian else (_along(f, theta, v), None)
 
 # %% ../nbs/02_hypergrad.ipynb #b3654fa4
-def _first_order(f, theta, v, a, hessian):
+def _first_order(f, theta, v, a, hessian, l, g):
     "The Hessian taken as zero: one forward-mode pass a step"
     return _along(f, theta, v), None
 
 # %% ../nbs/02_hypergrad.ipynb #6db05ec4
-def _finite_difference(f, theta, v, a, hessian):
-    "Central differences of the losses, and of the gradient where the Hessian is needed: ordinary passes only"
+def _norm(ts): return torch.stack(torch._foreach_norm(ts)).norm()
+
+def _finite_difference(f, theta, v, a, hessian, l, g):
+    "One more point along `v`: differences of the losses, and of the gradient where the Hessian is needed, to those of the forward sweep"
     tiny = torch.finfo(theta[0].dtype)
-    step = 2 * tiny.eps**(1/3) / (sum(u.square().sum() for u in v).sqrt() + tiny.tiny)
-    def at(sign):
-        moved = [t + sign * step * u for t, u in zip(theta, v)]
-        if not hessian:
-            with torch.no_grad(): return [f(moved)]
-        moved = _leaves(moved); l = f(moved)
-        return [l.detach(), *_grad(weighted_sum(a, l), moved)]
-    dl, *hv = [(p - m) / (2 * step) for p, m in zip(at(1), at(-1))]
-    return dl, hv or None
+    h = (10 if hessian else 1) * tiny.eps**.5 * _norm(theta) / (_norm(v) + tiny.tiny)  # a gradient jumps at a kink, a loss does not
+    moved = _leaves([t + h * u for t, u in zip(theta, v)])
+    with torch.set_grad_enabled(hessian): m = f(moved)
+    hv = [(p - q) / h for p, q in zip(_grad(weighted_sum(a, m), moved), g)] if hessian else None
+    return (m.detach() - l) / h, hv
 
 methods = dict(exact=_exact, first_order=_first_order, finite_difference=_finite_difference)
 
@@ -152,16 +245,17 @@ def hypergradient(
             l = f(theta)
             order, w = l.detach().argsort(descending=True, stable=True), reducer.weights(len(l))
             a = torch.empty_like(l).scatter(0, order, w.detach().to(l))
-            path.append((f, theta, a, order, w))
-            theta = [t - r * g for t, r, g in zip(theta, lrs, _grad(weighted_sum(a, l), theta))]
+            g = _grad(weighted_sum(a, l), theta)
+            path.append((f, a, order, w, l.detach(), g))
+            theta = [t.detach() - r * u for t, r, u in zip(theta, lrs, g)]
         theta = _leaves(theta)
         value = risk(_losses(model, names, meta_loss or loss_func, val_batch)(theta))
         lam = _grad(value, theta)
         dws = []
-        for k, (f, theta, a, order, w) in reversed(list(enumerate(path))):
-            v = [r * u for r, u in zip(lrs, lam)]
-            dl, hv = methods[method](f, [t.detach() for t in theta], v, a, k > 0)
+        for f, a, order, w, l, g in reversed(path):
+            v, theta = [r * u for r, u in zip(lrs, lam)], [t.detach() + r * u for t, r, u in zip(theta, lrs, g)]
+            dl, hv = methods[method](f, theta, v, a, f is not path[0][0], l, g)
             if hv is not None: lam = [u - h for u, h in zip(lam, hv)]
             dws.append(-dl[order].to(w))
-        grad = torch.autograd.grad([o[-1] for o in reversed(path)], reducer.logits, dws)[0]
+        grad = torch.autograd.grad([o[3] for o in reversed(path)], reducer.logits, dws)[0]
     return value.detach(), grad
