@@ -138,7 +138,7 @@ def cost_model(
     back = dict(first_order=2*k, finite_difference=3*(k - 1) + 1)
     return 3*k + 3*ratio + back.get(method, 6*(k - 1) + 2)
 
-# %% ../nbs/08_cost.ipynb #92c462a8
+# %% ../nbs/08_cost.ipynb #9f734010
 def _seconds(f):
     start = time.perf_counter()
     f()
@@ -148,6 +148,15 @@ def _forward(o):
     "One forward pass as in training: the unit of the cost model"
     x, y = o.train_batches[0]
     return lambda: o.loss_func(o.model(x), y)
+
+def _shared(o):
+    "What every method runs: a gradient on each inner batch and on the validation batch"
+    net = deepcopy(o.model)
+    ps = [*net.parameters()]
+    def run():
+        for batch in o.train_batches: torch.autograd.grad(_inner(o, net, batch), ps)
+        return torch.autograd.grad(o.risk(o.loss_func(net(o.val_batch[0]), o.val_batch[1])), ps)
+    return run
 
 def _prepared(name, o):
     "The contender's function and its first result, or why there is none"
@@ -159,10 +168,10 @@ def take_turns(
     names,   # Which of `contenders`
     turns=7, # Rounds
 )->dict:     # Name -> dict of seconds (one a round), cosine and error against 'exact', or of the reason why it failed
-    "Seconds of each contender, round by round; 'forward' is a plain forward pass"
+    "Seconds of each contender, round by round; 'forward' is a plain forward pass, 'shared' what every method has to run"
     made = {n: _prepared(n, o) for n in names}
-    fs = {n: f for n, (f, g) in made.items() if g is not None} | dict(forward=_forward(o))
-    for f in [fs['forward']] * 2: f()
+    fs = {n: f for n, (f, g) in made.items() if g is not None} | dict(forward=_forward(o), shared=_shared(o))
+    for n in ('forward', 'shared'): fs[n]()
     rows, order = {n: [] for n in fs}, [*fs]
     for i in range(turns):
         for n in order[i % len(order):] + order[:i % len(order)]: rows[n].append(_seconds(fs[n]))
@@ -170,7 +179,7 @@ def take_turns(
     def row(n, f, g):
         if g is None: return dict(failed=f)
         return dict(seconds=rows[n], cosine=F.cosine_similarity(g, want, 0).item(), error=((g - want).norm() / want.norm()).item())
-    return {n: row(n, *fg) for n, fg in made.items()} | dict(forward=dict(seconds=rows['forward']))
+    return {n: row(n, *fg) for n, fg in made.items()} | {n: dict(seconds=rows[n]) for n in ('forward', 'shared')}
 
 # %% ../nbs/08_cost.ipynb #75bc31df
 _status = Path('/proc/self/status')
@@ -179,8 +188,9 @@ def _status_mb(field): return int(next(l for l in _status.read_text().splitlines
 
 def _peak_here(name, k, contender, b):
     "Net peak of one call in this process, MB"
-    f = contenders[contender](work(name, k, b))
-    contenders[contender](work(name, 1, 4))()  # loads what loads at the first use
+    make = _shared if contender == 'shared' else contenders[contender]
+    f = make(work(name, k, b))
+    make(work(name, 1, 4))()  # loads what loads at the first use
     Path('/proc/self/clear_refs').write_text('5')
     before = _status_mb('VmRSS')
     f()
@@ -236,7 +246,7 @@ def measure(
     names, skip = names or [*contenders], skip or {}
     o = work(name, k, b)
     rows = take_turns(o, [n for n in names if n not in skip], turns) | {n: dict(failed=s) for n, s in skip.items() if n in names}
-    mb = peak_memory(name, k, [n for n in rows if n in contenders and 'failed' not in rows[n]], b, threads)
+    mb = peak_memory(name, k, [n for n in rows if n != 'forward' and 'failed' not in rows[n]], b, threads)
     for n, row in rows.items(): row['mb'] = mb.get(n)
     size = sum(p.numel() * p.element_size() for p in o.model.parameters()) / 2**20
     result = dict(workload=name, k=k, b=len(o.train_batches[0][1]), V=len(o.val_batch[1]), lr=o.lr, parameters_mb=size, turns=turns,
@@ -291,7 +301,7 @@ targets = [ # What, of which method, on which workloads, at which K; at most (or
     ('time by the best peer', _time, 'finite_difference', every, 5, .5), ('cosine to exact', _cosine, 'finite_difference', every, 5, .99),
     ('time by the cost model', model_ratio, 'exact', images, 1, 1.5), ('time by the cost model', model_ratio, 'exact', images, 5, 1.5)]
 
-# %% ../nbs/08_cost.ipynb #a6225376
+# %% ../nbs/08_cost.ipynb #c611e0c0
 def _row(r, n):
     "A line of the report"
     row = r['rows'][n]
@@ -308,20 +318,28 @@ def _table(r):
     names = f'  {"":18}{"time":>12} {"by the best peer":>21} {"model":>6} {"net peak, by least peer":>17} {"cosine":>7}'
     return '\n'.join([head, names, *[_row(r, n) for n in r['rows'] if n in contenders]])
 
-def _line(what, m, name, k, x, limit):
+def _why(r, what):
+    "What stands in the way: the part of the best peer's time or memory that every method needs"
+    if not what.endswith('best peer'): return ''
+    if what.startswith('time'): return f'; the inner steps and the validation batch alone take {_time(r, "shared"):.2f}'
+    if r['rows']['shared'].get('mb') is None: return ''
+    return f'; the validation batch or one inner step alone take {_memory(r, "shared"):.2f}, K gradients {r["k"] * r["parameters_mb"] / r["rows"][best_peer(r, "mb")]["mb"]:.2f}'
+
+def _line(r, what, m, x, limit):
     least = what.startswith('cosine')
     ok = x >= limit if least else x <= limit
-    return f'  {m}, {name}, K={k}: {what} {x:.3g} (target at {"least" if least else "most"} {limit}): {"met" if ok else "not met"}'
+    head = f'  {m}, {r["workload"]}, K={r["k"]}: {what} {x:.3g} (target at {"least" if least else "most"} {limit}): '
+    return head + ('met' if ok else 'not met' + _why(r, what))
 
 def _target_lines(results):
     at = {(r['workload'], r['k']): r for r in results}
     for what, f, m, names, k, limit in targets:
         for r in (at[n, k] for n in names if (n, k) in at):
-            if m in _ran(r) and (f in (model_ratio, _cosine) or best_peer(r)): yield _line(what, m, r['workload'], k, f(r, m), limit)
+            if m in _ran(r) and (f in (model_ratio, _cosine) or best_peer(r, 'mb' if f is _memory else 'seconds')): yield _line(r, what, m, f(r, m), limit)
     for n in images:  # memory beyond the copies of the parameters must not grow with K
         if (n, 5) in at and (n, 20) in at:
             five, twenty = (at[n, k]['rows']['exact']['mb'] - k * at[n, k]['parameters_mb'] for k in (5, 20))
-            yield _line('memory beyond K copies of the parameters by that at K=5', 'exact', n, 20, twenty / five, 1.15)
+            yield _line(at[n, 20], 'memory beyond K copies of the parameters by that at K=5', 'exact', twenty / five, 1.15)
 
 def report(
     results:list, # From `load_costs`

@@ -251,11 +251,12 @@ def hypergradient(
         theta = _leaves(theta)
         value = risk(_losses(model, names, meta_loss or loss_func, val_batch)(theta))
         lam = _grad(value, theta)
-        dws = []
-        for f, a, order, w, l, g in reversed(path):
+        ws, dws = [], []
+        while path:
+            f, a, order, w, l, g = path.pop()  # its gradient is not needed again
             v, theta = [r * u for r, u in zip(lrs, lam)], [t.detach() + r * u for t, r, u in zip(theta, lrs, g)]
-            dl, hv = methods[method](f, theta, v, a, f is not path[0][0], l, g)
+            dl, hv = methods[method](f, theta, v, a, bool(path), l, g)
             if hv is not None: lam = [u - h for u, h in zip(lam, hv)]
-            dws.append(-dl[order].to(w))
-        grad = torch.autograd.grad([o[3] for o in reversed(path)], reducer.logits, dws)[0]
+            ws.append(w); dws.append(-dl[order].to(w))
+        grad = torch.autograd.grad(ws, reducer.logits, dws)[0]
     return value.detach(), grad
