@@ -207,7 +207,8 @@ def _norm(ts): return torch.stack(torch._foreach_norm(ts)).norm()
 def _finite_difference(f, theta, v, a, hessian, l, g):
     "One more point along `v`: differences of the losses, and of the gradient where the Hessian is needed, to those of the forward sweep"
     tiny = torch.finfo(theta[0].dtype)
-    h = (10 if hessian else 1) * tiny.eps**.5 * _norm(theta) / (_norm(v) + tiny.tiny)  # a gradient jumps at a kink, a loss does not
+    size = (_norm(theta) or 1.) * (10 if hessian else 1)  # a gradient jumps at a kink, a loss does not
+    h = tiny.eps**.5 * size / (_norm(v) + tiny.tiny)
     moved = _leaves([t + h * u for t, u in zip(theta, v)])
     with torch.set_grad_enabled(hessian): m = f(moved)
     hv = [(p - q) / h for p, q in zip(_grad(weighted_sum(a, m), moved), g)] if hessian else None
