@@ -380,10 +380,11 @@ def _of(r, n, what):
 def plot_cost(
     results:list,     # From `load_costs`
     what='time',      # 'time' or 'mb'
-):                    # The three Axes
-    "Time or net peak memory against the number of inner steps, one picture a workload"
-    _, axs = plt.subplots(1, len(workloads), figsize=(11, 3.2), layout='constrained')
-    for ax, name in zip(axs, workloads):
+):                    # The Axes
+    "Time or net peak memory against the number of inner steps, a picture for each workload that was measured"
+    names = [o for o in workloads if o in {r['workload'] for r in results}]
+    axs = plt.subplots(1, len(names), figsize=(1 + 4*len(names), 3.2), layout='constrained', squeeze=False)[1][0]
+    for ax, name in zip(axs, names):
         rs = [r for r in results if r['workload'] == name]
         for n in contenders:
             pts = [(r['k'], _of(r, n, what)) for r in rs if n in _ran(r)]

@@ -46,7 +46,7 @@ def test_store_and_report(tmp_path, monkeypatch):
     assert "exact, mlp, K=1: time by the best peer 0.5 (target at most 0.7): met" in out
     r["rows"]["exact"]["seconds"] = [3., 3.]
     assert "time by the best peer 1.5 (target at most 0.7): not met" in report([r])
-    assert len(plot_cost([r])) == 3
+    assert len(plot_cost([r])) == 1
 
 
 def test_memory_of_an_unroll_grows_and_ours_does_not():
