@@ -11,18 +11,23 @@ CENTRE = dict(every=10, meta_bs=200, meta_lr=.2)
 SETTINGS = [
     *(dict(every=e, meta_bs=v, meta_lr=r) for e, v, r in ((10, 500, .1), (10, 200, .1), (10, 100, .1), (5, 200, .1), (5, 100, .1), (20, 500, .1),
                                                         (20, 200, .1), (20, 500, .2), (20, 200, .2), (20, 200, .4), (10, 100, .2))),
-    dict(every=10, meta_bs=200, meta_lr=.32), dict(every=10, meta_bs=500, meta_lr=.32), CENTRE, *(dict(CENTRE, **o) for o in (dict(meta_loss="mae"), dict(knots=8), dict(floor=.4), dict(floor=.8)))]
+    dict(every=10, meta_bs=200, meta_lr=.32), dict(every=10, meta_bs=500, meta_lr=.32), CENTRE,
+    *(dict(CENTRE, **o) for o in (dict(meta_loss="mae"), dict(knots=8), dict(floor=.4), dict(floor=.8))), dict(every=10, meta_bs=200, meta_lr=.3), {}]
 
-DIGITS = [dict(data="digits", steps=600, noise=r, noise_kind=k) for r, k in ((0., "uniform"), (.2, "uniform"), (.4, "uniform"), (.2, "pairflip"), (.4, "pairflip"))]
-FASHION = [dict(data="fashion_mini", steps=s, noise=r) for s, r in ((200, 0.), (200, .5), (2000, 0.), (2000, .2), (2000, .5))]
-TARGETS = [dict(data="fashion_mini", steps=2000, objective=o) for o in ("cvar:.1", "icvar:.1", "trimmed:.1")]
-KNOWN = ["expected", "oracle", "coteaching", "gce"]
+CIFAR = [dict(data="cifar10_cut", arch="cnn", steps=3000), dict(data="cifar10", arch="cnn:16-32-64-64", steps=2000)]
+FASHION = dict(data="fashion_mini", steps=2000)
+TASKS = dict(
+    digits=[dict(data="digits", steps=600, noise=r, noise_kind=k) for r, k in ((0., "uniform"), (.2, "uniform"), (.4, "uniform"), (.2, "pairflip"), (.4, "pairflip"))],
+    short=[dict(FASHION, steps=200, noise=r) for r in (0., .2, .5)],
+    fashion=[dict(FASHION, noise=r) for r in (0., .2, .5)],
+    cut=[dict(CIFAR[0], noise=.5)], whole=[dict(CIFAR[1], noise=.5)],
+    targets=[dict(FASHION, objective=o) for o in ("cvar:.1", "icvar:.1", "trimmed:.1")])
 
 
 def name(setting): return " ".join(f"{k}={v}" for k, v in setting.items()) or "default"
 
 
-def runs(tasks, seeds, methods=(), settings=()):
+def runs(tasks, seeds, methods, settings):
     "What to train, by name of the method"
     plain = {m: [Run("default", method=m, seed=s, **t) for t, s in product(tasks, seeds)] for m in methods}
     return plain | {name(o): [Run("default", seed=s, meta=o, **t) for t, s in product(tasks, seeds)] for o in settings}
@@ -33,35 +38,28 @@ def label(row):
     return f"{row.data[:7]} {row.steps} {row.objective if row.objective != 'expected' else ''}{noise}"
 
 
-def table(tasks, seeds, jobs, methods=(), settings=(), figure="hyper_clean_acc"):
+def table(tasks, seeds, jobs, methods, settings, figure):
     "Mean (sd) of `figure` over the seeds, a row a method and a column a task"
     todo = runs(tasks, seeds, methods, settings)
     df = sweep([r for o in todo.values() for r in o], jobs=jobs).drop_duplicates("key").set_index("key")
     for method, rs in todo.items():
         d = df.loc[[r.key for r in rs]]
         g = d.groupby(d.apply(label, axis=1), sort=False)[figure]
-        cells = "  ".join(f"{k}: {m:.2f} ({s:.2f})" if len(seeds) > 1 else f"{k}: {m:.2f}" for k, m, s in zip(g.groups, g.mean(), g.std()))
+        cells = "  ".join(f"{k}: {m:.3f} ({s:.3f})" for k, m, s in zip(g.groups, g.mean(), g.std()))
         print(f"{g.mean().mean():8.3f}  {method:45} {cells}", flush=True)
 
 
 def main():
     o = argparse.ArgumentParser(description=__doc__)
-    o.add_argument("stage", choices=["digits", "fashion", "targets", "baselines", "final"])
-    o.add_argument("--pick", type=int, nargs="*", help="places in SETTINGS; all by default")
+    o.add_argument("stage", choices=list(TASKS))
+    o.add_argument("--pick", type=int, nargs="*", default=[], help=f"places in SETTINGS, 0 to {len(SETTINGS) - 1}")
+    o.add_argument("--methods", nargs="*", default=[], help="other methods: expected, oracle, coteaching, gce, paper, batch, warm")
     o.add_argument("--seeds", type=int, default=2)
     o.add_argument("--jobs", type=int, default=1)
-    o.add_argument("--figure", help="column to show: hyper_clean_acc, hyper_risk for targets; test_acc, test_risk once the choice is made")
+    o.add_argument("--figure", help="column to show; by default hyper_clean_acc, hyper_risk for targets")
     o = o.parse_args()
-    settings = SETTINGS if o.pick is None else [SETTINGS[i] for i in o.pick]
-    seeds = range(o.seeds)
-    if o.stage == "targets": table(TARGETS, seeds, o.jobs, ["expected", "batch", "warm"], settings, o.figure or "hyper_risk")
-    else:
-        tasks = dict(digits=DIGITS, fashion=FASHION).get(o.stage, DIGITS + FASHION)
-        noisy = [t for t in tasks if t["noise"]]
-        if o.stage == "baselines":
-            table([t for t in tasks if not t["noise"]], seeds, o.jobs, ["expected", "gce"], figure=o.figure or "hyper_clean_acc")
-            table(noisy, seeds, o.jobs, KNOWN, figure=o.figure or "hyper_clean_acc")
-        else: table(tasks, seeds, o.jobs, ["expected"], settings, o.figure or "hyper_clean_acc")
+    figure = o.figure or ("hyper_risk" if o.stage == "targets" else "hyper_clean_acc")
+    table(TASKS[o.stage], range(o.seeds), o.jobs, o.methods, [SETTINGS[i] for i in o.pick], figure)
 
 
 if __name__ == "__main__": main()
