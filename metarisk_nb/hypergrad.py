@@ -36,13 +36,28 @@ def _channels_last(o):
     "Images with their channels innermost, which convolutions on a CPU are faster with"
     return o.contiguous(memory_format=torch.channels_last) if isinstance(o, Tensor) and o.ndim == 4 else o
 
-def _losses(model, names, loss_func, batch):
-    "The losses of `batch` as a function of the parameters; each call has the same dropout masks and leaves the buffers alone"
+def _places(model):
+    "Where the model keeps its tensors: a dict, a name in it, and the tensor; a tied one has several places"
+    return [(d, n, t) for m in model.modules() for d in (m._parameters, m._buffers) for n, t in d.items() if t is not None]
+
+@contextmanager
+def _in_place(places, params, values):
+    "A model with other values in the places of `params`, and copies in the places of its buffers"
+    new = dict(zip(map(id, params), values))
+    for _, _, t in places:
+        if not isinstance(t, nn.Parameter) and id(t) not in new: new[id(t)] = t.clone()
+    try:
+        for d, n, t in places: d[n] = new.get(id(t), t)
+        yield
+    finally:
+        for d, n, t in places: d[n] = t
+
+def _losses(model, places, params, loss_func, batch):
+    "The losses of `batch` as a function of the values of `params`; each call has the same dropout masks and leaves the buffers alone"
     (x, y), seed = map(_tuple, batch), int(torch.randint(2**31, ()))
     x = tuple(map(_channels_last, x))
     def f(theta):
-        state = dict(zip(names, theta)) | {n: b.clone() for n, b in model.named_buffers()}
-        with _seeded(seed, theta[0].device): l = loss_func(functional_call(model, state, x), *y)
+        with _in_place(places, params, theta), _seeded(seed, theta[0].device): l = loss_func(model(*x), *y)
         if not l.ndim: raise ValueError("loss_func must give one loss a sample (such as reduction='none'), not one number")
         return l.flatten().as_subclass(Tensor)
     return f
@@ -237,12 +252,13 @@ def hypergradient(
     "Target risk on `val_batch` after K weighted SGD steps, and its derivative for the reducer's logits (paper, Eq. 2 and 3)"
     if method not in methods: raise ValueError(f'method must be one of {", ".join(methods)}, got {method!r}')
     if not len(train_batches): raise ValueError('train_batches is empty: at least one inner step is needed')
-    params = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not params: raise ValueError('model has no parameter that requires a gradient')
-    names, theta, lrs, path = list(params), list(params.values()), _rates(lr, params), []
+    lrs, path, params, places = _rates(lr, params), [], [*params.values()], _places(model)
+    theta = params
     with torch.enable_grad():
         for batch in train_batches:
-            f, theta = _losses(model, names, loss_func, batch), _leaves(theta)
+            f, theta = _losses(model, places, params, loss_func, batch), _leaves(theta)
             l = f(theta)
             order, w = l.detach().argsort(descending=True, stable=True), reducer.weights(len(l))
             a = torch.empty_like(l).scatter(0, order, w.detach().to(l))
@@ -250,7 +266,7 @@ def hypergradient(
             path.append((f, a, order, w, l.detach(), g))
             theta = [t.detach() - r * u for t, r, u in zip(theta, lrs, g)]
         theta = _leaves(theta)
-        value = risk(_losses(model, names, meta_loss or loss_func, val_batch)(theta))
+        value = risk(_losses(model, places, params, meta_loss or loss_func, val_batch)(theta))
         lam = _grad(value, theta)
         ws, dws = [], []
         while path:
