@@ -3,9 +3,9 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo test bench lab prepare outputs clean
+.PHONY: help demo test bench bench-gpu lab prepare outputs clean
 help:                             ## this list
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*##/	/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/	/' | expand -t 12
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@$(PYTHON) -c 'import sys; v=(3, 10); sys.exit(sys.version_info < v and f"metarisk_nb needs Python {v[0]}.{v[1]} or newer, this is {sys.version.split()[0]}: name another with make PYTHON=...")'
@@ -24,6 +24,9 @@ bench: $(STAMP)                   ## what a hypergradient costs beside other lib
 	-$(BIN)/python -m pip install -q -e '.[bench]'
 	-$(BIN)/python -m pip install -q betty-ml
 	$(BIN)/python scripts/bench.py
+
+bench-gpu: $(STAMP)               ## the paper's setting on a GPU: steps a second, time of a whole run (CIFAR-10 in METARISK_DATA)
+	$(BIN)/python scripts/bench_gpu.py
 
 lab: $(STAMP)                     ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb

@@ -240,16 +240,17 @@ class MetaRisk(_Weighing):
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
         every=10,          # Training steps from one meta-step to the next
-        meta_lr=None,      # Adam's rate for the logits; None: .1/sqrt(effective share of the target's own weights)
+        meta_lr=None,      # Adam's rate for the logits; None: .2/sqrt(effective share of the target's own weights)
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=200,       # Samples of a validation batch; a smaller set is used whole
         knots=12,          # Knots of the `SortedReducer`; None (or a batch no larger than that): one logit a place
         loss_func=None,    # (pred, *y) -> one loss a sample, its mean the Learner's loss, where that has no `reduction`
-        meta_loss='auto',  # On validation data: 'own', 'mae', 'gce' or a function; 'auto': 'gce' for classes and the mean
+        meta_loss='auto',  # On validation data: 'own', 'mae', 'gce' or a function; 'auto': 'mae' for classes and the mean
         method='exact',    # As in `hypergradient`
         fresh=False,       # Draw all inner batches anew (the paper's way); else the first one is the training batch
         floor=.6,          # Least effective sample size, as a share of the target's own; falls to 0 over each fit
+        warmup=2,          # Passes over the training data until `meta_lr` is reached
         seed=0,            # Of the callback's own random stream
     ):
         super().__init__()
@@ -262,12 +263,13 @@ class MetaRisk(_Weighing):
             raise ValueError(f'meta_lr must be None or at least 0, got {meta_lr}')
         if not (inner_lr is None or inner_lr > 0): raise ValueError(f'inner_lr must be None or above 0, got {inner_lr}')
         if not 0 <= floor <= 1: raise ValueError(f'floor must be in [0, 1], got {floor}')
+        if not warmup >= 0: raise ValueError(f'warmup must be at least 0 passes, got {warmup}')
         if hasattr(meta_dl, 'loaders'): raise TypeError('meta_dl must be one loader, such as dls.valid')
         self.risk, self.n_inner, self.every, self.inner_lr = as_risk(risk), n_inner, every, inner_lr
         self.meta_dl, self.meta_bs, self.meta_loss, self.loss_func = meta_dl, meta_bs, meta_loss, loss_func
-        self.knots, self.method, self.fresh, self.floor, self.seed, self.skipped = knots, method, fresh, floor, seed, 0
+        self.knots, self.method, self.fresh, self.floor, self.warmup, self.seed, self.skipped = knots, method, fresh, floor, warmup, seed, 0
         self.share = _target_share(self.risk)
-        self.meta_lr = .1 / self.share**.5 if meta_lr is None else meta_lr
+        self.meta_lr = .2 / self.share**.5 if meta_lr is None else meta_lr
 
     @classmethod
     def paper(cls,
@@ -275,7 +277,7 @@ class MetaRisk(_Weighing):
         **kwargs,        # Changes to the paper's setting
     ):
         "Algorithm 1 to the letter: each step 5 fresh inner batches, 2000 validation samples, Adam at 1e-3 on a logit a place"
-        setting = dict(n_inner=5, every=1, meta_lr=1e-3, meta_bs=2000, knots=None, meta_loss='own', fresh=True, floor=0)
+        setting = dict(n_inner=5, every=1, meta_lr=1e-3, meta_bs=2000, knots=None, meta_loss='own', fresh=True, floor=0, warmup=0)
         return cls(risk, **{**setting, **kwargs})
 
     def before_fit(self):
@@ -379,7 +381,7 @@ class MetaRisk(_Weighing):
         "The per-sample loss on validation data"
         if callable(self.meta_loss): return partial(sample_losses, self.meta_loss)
         noise_matters = self.risk == as_risk('expected') and _single_label(self.pred, *self.yb)
-        name = self.meta_loss if self.meta_loss != 'auto' else 'gce' if noise_matters else 'own'
+        name = self.meta_loss if self.meta_loss != 'auto' else 'mae' if noise_matters else 'own'
         if name == 'own': return self._loss
         return partial(meta_losses[name], ignore_index=getattr(self._plain_loss, 'ignore_index', -100))
 
@@ -393,9 +395,22 @@ class MetaRisk(_Weighing):
             warn(f'MetaRisk goes on with method={self.method!r}: {e}')
             return hypergradient(*args, method=self.method, meta_loss=self._val_loss())
 
+    def _precision(self):
+        "bfloat16 where the Learner trains in it and nothing but a forward pass is differentiated; else float32"
+        device = self.reducer.logits.device.type
+        half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
+        return torch.autocast(device, torch.bfloat16, half and self.n_inner == 1 and self.method != 'finite_difference')
+
+    def _warm(self, n):
+        "Share of `meta_lr` in this step, in batches of `n`: it grows over the first `warmup` passes"
+        dl = self.dls.train
+        try: size = min(len(dl.dataset), _n_items(dl))
+        except (AttributeError, TypeError): return 1.  # nobody knows how long a pass is
+        return min(1., (self.n_step + 1) * n / (self.warmup * size)) if self.warmup else 1.
+
     def meta_step(self):
         "Move the logits along the hypergradient; a gradient that is not finite is skipped and counted"
-        with self._own_stream(), torch.autocast(self.reducer.logits.device.type, enabled=False):
+        with self._own_stream(), self._precision():
             self.value, grad = self._hypergradient()
         if not grad.isfinite().all():
             if not self.skipped: warn('MetaRisk: a meta-gradient was not finite; its step is skipped (see .skipped)')
@@ -403,7 +418,7 @@ class MetaRisk(_Weighing):
             return
         # a floor above what an earlier fit has reached would undo it
         if self._reach is None: self._reach = .999 * float(ess_share(self._w))
-        self.reducer.logits.grad = grad
+        self.reducer.logits.grad, self.opt_phi.param_groups[0]['lr'] = grad, self.meta_lr * self._warm(len(self._w))
         self.opt_phi.step()
         self.reducer.keep_ess(min(self.floor * self.share * (1 - self.pct_train), self._reach))
         self.uniform = not self.reducer.logits.any()

@@ -13,7 +13,6 @@ import torch.autograd.forward_ad as fwd
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
@@ -60,6 +59,8 @@ def _losses(model, places, params, loss_func, batch):
         with _in_place(places, params, theta), _seeded(seed, theta[0].device): l = loss_func(model(*x), *y)
         if not l.ndim: raise ValueError("loss_func must give one loss a sample (such as reduction='none'), not one number")
         return l.flatten().as_subclass(Tensor)
+    images = any(t.ndim == 4 for _, _, t in places) and not torch.is_autocast_enabled(params[0].device.type)
+    f.kernels = _Fused if images else nullcontext
     return f
 
 # %% ../nbs/02_hypergrad.ipynb #c7d1e2b5
@@ -178,7 +179,7 @@ def _grad(y, xs, **kwargs): return torch.autograd.grad(y, xs, materialize_grads=
 
 def _forward(f, theta, v):
     "Derivative of each loss along `v`: one forward-mode pass"
-    with torch.no_grad(), fwd.dual_level(), _Fused():
+    with torch.no_grad(), fwd.dual_level(), f.kernels():
         l, dl = fwd.unpack_dual(f([fwd.make_dual(t, u) for t, u in zip(theta, v)]))
     return torch.zeros_like(l) if dl is None else dl
 
@@ -194,7 +195,7 @@ def _nodes(todo):
 def _twice(f, theta, v, a=None):
     "The same derivatives and the product of the Hessian with `v`, by differentiating twice"
     theta = _leaves(theta)
-    with _Fused(): l = f(theta)
+    with f.kernels(): l = f(theta)
     a = (torch.ones_like(l) if a is None else a).detach().requires_grad_()
     grads = _grad(weighted_sum(a, l), theta, create_graph=True)
     grads, v = zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
@@ -264,16 +265,16 @@ def hypergradient(
             a = torch.empty_like(l).scatter(0, order, w.detach().to(l))
             g = _grad(weighted_sum(a, l), theta)
             path.append((f, a, order, w, l.detach(), g))
-            theta = [t.detach() - r * u for t, r, u in zip(theta, lrs, g)]
+            theta = torch._foreach_sub([t.detach() for t in theta], torch._foreach_mul(g, lrs))
         theta = _leaves(theta)
         value = risk(_losses(model, places, params, meta_loss or loss_func, val_batch)(theta))
         lam = _grad(value, theta)
         ws, dws = [], []
         while path:
             f, a, order, w, l, g = path.pop()  # its gradient is not needed again
-            v, theta = [r * u for r, u in zip(lrs, lam)], [t.detach() + r * u for t, r, u in zip(theta, lrs, g)]
+            v, theta = torch._foreach_mul(lam, lrs), torch._foreach_add([t.detach() for t in theta], torch._foreach_mul(g, lrs))
             dl, hv = methods[method](f, theta, v, a, bool(path), l, g)
-            if hv is not None: lam = [u - h for u, h in zip(lam, hv)]
+            if hv is not None: lam = torch._foreach_sub(lam, hv)
             ws.append(w); dws.append(-dl[order].to(w))
         grad = torch.autograd.grad(ws, reducer.logits, dws)[0]
     return value.detach(), grad

@@ -116,11 +116,52 @@ def test_paper_is_algorithm_1_step_for_step(risk):
 
 def test_defaults_of_paper_and_of_adam():
     m = MetaRisk.paper("cvar")
-    assert (m.n_inner, m.every, m.meta_lr, m.meta_bs, m.knots, m.meta_loss, m.fresh, m.floor, m.inner_lr) == (5, 1, 1e-3, 2000, None, "own", True, 0, None)
+    assert (m.n_inner, m.every, m.meta_lr, m.meta_bs, m.knots, m.meta_loss, m.fresh, m.floor, m.warmup, m.inner_lr) == (5, 1, 1e-3, 2000, None, "own", True, 0, 0, None)
     learn = fit(learner(MetaRisk(every=2)))
     group = learn.meta_risk.opt_phi.param_groups[0]
     assert type(learn.meta_risk.opt_phi) is torch.optim.Adam and (group["betas"], group["eps"], group["weight_decay"]) == ((.9, .999), 1e-8, 0)
-    assert group["lr"] == pytest.approx(.1) and MetaRisk("cvar:.1").meta_lr == pytest.approx(.1 / .1**.5)
+    assert group["lr"] == pytest.approx(.19) and MetaRisk().meta_lr == pytest.approx(.2) and MetaRisk("cvar:.1").meta_lr == pytest.approx(.2 / .1**.5)
+
+
+class Rates(Callback):
+    "Adam's rate in each meta-step"
+    order, run_valid = 1, False
+    def before_fit(self): self.seen = []
+    def after_loss(self):
+        if self.learn.meta_risk.last_step is not None: self.seen.append(self.learn.meta_risk.opt_phi.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("warmup, want", [(2, [min(1., (i + 1) / 20) for i in range(30)]), (.5, [min(1., (i + 1) / 5) for i in range(30)]), (0, [1.] * 30)])
+def test_the_rate_grows_over_the_first_passes(warmup, want):
+    learn = learner([MetaRisk(every=1, meta_lr=.4, warmup=warmup), Rates()])
+    learn = fit(learn, 3)
+    assert len(learn.dls.train) == 10 and learn.rates.seen == pytest.approx([.4 * w for w in want])
+
+
+def test_without_a_known_length_the_rate_is_full_at_once():
+    learn = learner([MetaRisk(every=1, meta_lr=.4), Rates()])
+    learn.dls.train.dataset = iter([])
+    learn.meta_risk.learn = learn
+    assert learn.meta_risk._warm(20) == 1.
+
+
+class Half(Callback):
+    "bfloat16 autocast from the forward pass to the loss, as fastai's MixedPrecision does on a GPU"
+    order = 10
+    def before_batch(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.autocast.__enter__()
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("kw, half", [({}, True), ({"n_inner": 2}, False), ({"method": "finite_difference"}, False)], ids=str)
+def test_bfloat16_is_used_where_it_keeps_the_gradient_right(kw, half):
+    seen, grads = [], []
+    def spy(pred, y): seen.append(pred.dtype); return F.cross_entropy(pred, y, reduction="none")
+    for cbs in [], [Half()]:
+        learn = learner([MetaRisk(meta_loss=spy, every=1, **kw), *cbs])
+        learn.meta_risk.meta_step = lambda m=learn.meta_risk, step=learn.meta_risk.meta_step: (step(), grads.append(m.reducer.logits.grad.clone()))
+        fit(learn, 1)
+    assert (torch.bfloat16 in seen) == half
+    assert F.cosine_similarity(grads[0], grads[len(grads)//2], 0) > .98
 
 
 # --- What is left alone
@@ -415,14 +456,14 @@ def test_validation_within_an_epoch():
 
 @pytest.mark.parametrize("how", ["second fit", "loaded"])
 def test_the_floor_does_not_undo_what_was_learned(how):
-    learn = learner(MetaRisk(every=1, meta_lr=.5))
+    learn = learner(MetaRisk(every=1, meta_lr=.5, warmup=0))
     fit(learn, 4)
     meta, w = learn.meta_risk, learn.meta_risk.weights
     assert 1 / (20 * w.square().sum()) < .5  # below the floor that a fit begins with
     if how == "loaded":
         learn = learner(MetaRisk(every=1))
         learn.meta_risk.load_state_dict(meta.state_dict())
-    for g in learn.meta_risk.opt_phi.param_groups: g["lr"] = 0.
+    learn.meta_risk.meta_lr = 0.
     fit(learn, 2)
     assert (learn.meta_risk.weights - w).abs().max() < 1e-6
 
@@ -549,7 +590,7 @@ def test_a_loaded_state_makes_its_meta_step_at_the_first_batch():
 
 @pytest.mark.parametrize("kw,says", [({"inner_lr": 0}, "inner_lr must be"), ({"risk": "cvr"}, "risk 'cvr' is unknown"), ({"n_inner": 0}, "n_inner must be"), ({"every": 1.5}, "every must be"),
                                      ({"knots": 1}, "knots must be"), ({"method": "fast"}, "method must be one of"), ({"meta_loss": "ce"}, "meta_loss must be"),
-                                     ({"meta_lr": -1}, "meta_lr must be"), ({"floor": 2}, "floor must be"), ({"meta_bs": 0}, "meta_bs must be")])
+                                     ({"meta_lr": -1}, "meta_lr must be"), ({"floor": 2}, "floor must be"), ({"warmup": -1}, "warmup must be"), ({"meta_bs": 0}, "meta_bs must be")])
 def test_bad_arguments(kw, says):
     with pytest.raises((TypeError, ValueError), match=says): MetaRisk(**kw)
 

@@ -5,7 +5,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metarisk_nb.cost import contenders, cost_model, load_costs, measure, peak_memory, peers, plot_cost, report, take_turns, work, workloads
+from metarisk_nb.cost import (
+    bench_gpu,
+    contenders,
+    cost_model,
+    load_costs,
+    measure,
+    overhead,
+    overhead_ratios,
+    peak_memory,
+    peers,
+    plot_cost,
+    report,
+    take_turns,
+    throughput,
+    work,
+    workloads,
+)
+from metarisk_nb.study import Run
 
 small = dict(mlp=20, cnn=16, resnet18=8)  # batches, so that the tests stay short
 
@@ -57,3 +74,28 @@ def test_memory_of_an_unroll_grows_and_ours_does_not():
 
 def test_unknown_workload_is_named():
     with pytest.raises(ValueError, match="name must be one of mlp, cnn, resnet18, got 'vgg'"): work("vgg", 1)
+
+
+def test_throughput_counts_the_steps_after_the_first_twenty(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr("metarisk_nb.cost._now", lambda: float(next(clock)))  # one second between its start and its end
+    monkeypatch.setattr("metarisk_nb.cost.time.perf_counter", lambda: 0.)
+    assert throughput(Run(steps=60), 10) == 40.
+    monkeypatch.undo()
+    assert throughput(Run(steps=10**6), .2) > 0  # ends long before its steps are over
+    with pytest.raises(ValueError, match="run must have more than 20 steps, got steps=20"): throughput(Run(steps=20))
+
+
+def test_the_paper_setting_at_small_size(capsys):
+    bench_gpu(.2, "digits", "cnn:4-8/1-2", bf16=True)
+    out = capsys.readouterr().out.splitlines()
+    assert "digits, cnn:4-8/1-2, batches of 100, bfloat16, on " in out[0]
+    assert [o.split("  ")[0] for o in out[1:]] == ["plain", "MetaRisk()", "MetaRisk.paper()"] and "1.00 times plain" in out[1]
+    assert all("minutes for 20,000 steps" in o for o in out[1:])
+
+
+def test_overhead_of_a_run():
+    o = overhead(Run(data="digits", noise=.4, steps=2000), turns=1, seconds=.2, threads=1)
+    r = overhead_ratios(o)
+    assert len(r["time"]) == 3 and r["time"][1] == o["expected"]["rates"][0] / o["learned"]["rates"][0]
+    if o["learned"]["mb"] is not None: assert r["memory"] == o["learned"]["mb"] / o["expected"]["mb"] > 0

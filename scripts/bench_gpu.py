@@ -1,0 +1,20 @@
+"Steps a second in the paper's setting, and the time of a whole run: `python scripts/bench_gpu.py` (see --help)"
+import argparse
+import warnings
+
+warnings.filterwarnings("ignore")
+
+from metarisk_nb.cost import bench_gpu  # noqa: E402
+
+
+def options():
+    o = argparse.ArgumentParser(description=__doc__)
+    o.add_argument("--seconds", type=float, default=60, help="for each of the three ways to train")
+    o.add_argument("--data", default="cifar10", help="digits, fashion_mini, cifar10_cut or cifar10")
+    o.add_argument("--arch", default="resnet18_32", help="mlp, cnn or resnet18_32")
+    o.add_argument("--path", help="folder of CIFAR-10; METARISK_DATA by default")
+    o.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
+    return o.parse_args()
+
+
+if __name__ == "__main__": bench_gpu(**vars(options()))
