@@ -210,15 +210,10 @@ def _rows(batch, i):
     "The samples `i` of a batch ((x, ...), (y, ...))"
     return tuple(tuple(o[i] for o in part) for part in batch)
 
-def _tensors(batch):
-    "The tensors of a batch, or None where it holds something else"
-    o = [o for part in batch for o in part]
-    return o if all(isinstance(x, Tensor) for x in o) else None
-
 def _fits(batch, n, most=2**28):
     "Do `n` samples like those of `batch` fit into `most` bytes? Not asked of tokens, whose sequences differ in length"
-    o = _tensors(batch)
-    return bool(o) and o[0].is_floating_point() and n * sum(x.nbytes for x in o) <= most * len(o[0])
+    o = [o for part in batch for o in part]
+    return all(isinstance(x, Tensor) for x in o) and o[0].is_floating_point() and n * sum(x.nbytes for x in o) <= most * len(o[0])
 
 def _target_share(risk):
     "Effective sample size that the target itself has, on losses spread as an exponential distribution"
@@ -240,7 +235,7 @@ class MetaRisk(_Weighing):
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
         every=10,          # Training steps from one meta-step to the next
-        meta_lr=None,      # Adam's rate for the logits; None: .2/sqrt(effective share of the target's own weights)
+        meta_lr=None,      # Adam's rate for the logits; None: .2 by the fourth root of the target's own effective share
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=200,       # Samples of a validation batch; a smaller set is used whole
@@ -269,7 +264,7 @@ class MetaRisk(_Weighing):
         self.meta_dl, self.meta_bs, self.meta_loss, self.loss_func = meta_dl, meta_bs, meta_loss, loss_func
         self.knots, self.method, self.fresh, self.floor, self.warmup, self.seed, self.skipped = knots, method, fresh, floor, warmup, seed, 0
         self.share = _target_share(self.risk)
-        self.meta_lr = .2 / self.share**.5 if meta_lr is None else meta_lr
+        self.meta_lr = .2 / self.share**.25 if meta_lr is None else meta_lr
 
     @classmethod
     def paper(cls,

@@ -35,7 +35,7 @@ from .hypergrad import hypergradient
 from .plot import _axes, _pal
 from .reducer import SortedReducer
 from .risk import ExpectedValue
-from .study import Run, _device, _learner, _now, recipes
+from .study import Run, _device, _learner, _now, _put, recipes
 
 # %% ../nbs/08_cost.ipynb #ad6dd191
 Work = namedtuple('Work', 'model reducer risk loss_func train_batches val_batch lr') # The arguments of `hypergradient`
@@ -259,12 +259,7 @@ def measure(
     if out: _store(result, Path(out) / f'{name}_{k}.json')
     return result
 
-def _store(result, fn):
-    "Write to another name first: a file of the store is whole or not there"
-    fn.parent.mkdir(parents=True, exist_ok=True)
-    part = fn.with_suffix('.part')
-    part.write_text(json.dumps(result, indent=1))
-    part.replace(fn)
+def _store(result, fn): _put(fn, json.dumps(result, indent=1))
 
 def load_costs(
     path, # Folder of the store

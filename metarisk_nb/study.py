@@ -388,14 +388,16 @@ def _train(run, path=None):
 # %% ../nbs/05_study.ipynb #5cbd3902
 def _store(store): return Path(store) if store is not None else Path('nbs/results') if Path('nbs').is_dir() else Path('results')
 
-def _write(fn, rec):
-    "Write `rec` to a temporary name, then rename"
+def _put(fn, text):
+    "Write to a temporary name, then rename: a file is whole or not there"
     fn.parent.mkdir(parents=True, exist_ok=True)
     tmp = fn.with_name(f'.{fn.stem}.{uuid4().hex}.tmp')
     try:
-        tmp.write_text(json.dumps(dict(rec, check=_hash(rec))))
+        tmp.write_text(text)
         os.replace(tmp, fn)
     finally: tmp.unlink(missing_ok=True)
+
+def _write(fn, rec): _put(fn, json.dumps(dict(rec, check=_hash(rec))))
 
 def _read(fn):
     "The record in `fn`; None where there is none, or where it is damaged, which a warning says"

@@ -56,7 +56,7 @@ def test_turns_name_a_failure_and_time_the_rest(monkeypatch):
 def test_store_and_report(tmp_path, monkeypatch):
     monkeypatch.setattr("metarisk_nb.cost.peak_memory", lambda name, k, names, *_: dict.fromkeys(names, 10.) | dict(exact=3.))
     r = measure("mlp", 1, 1, ["exact", "unroll", "first_order"], skip=dict(first_order="left out here"), b=4, out=tmp_path)
-    assert load_costs(tmp_path) == [json.loads((tmp_path / "mlp_1.json").read_text())] == [r] and not [*tmp_path.glob("*.part")]
+    assert load_costs(tmp_path) == [json.loads((tmp_path / "mlp_1.json").read_text())] == [r] and not [*tmp_path.glob(".*.tmp")]
     r["rows"]["exact"]["seconds"], r["rows"]["unroll"]["seconds"] = [1., 1.], [2., 2.]
     out = report([r])
     assert "first_order        not measured: left out here" in out
