@@ -7,12 +7,8 @@ from metarisk_nb.study import Run, sweep
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-CENTRE = dict(every=10, meta_bs=200, meta_lr=.2)
-SETTINGS = [
-    *(dict(every=e, meta_bs=v, meta_lr=r) for e, v, r in ((10, 500, .1), (10, 200, .1), (10, 100, .1), (5, 200, .1), (5, 100, .1), (20, 500, .1),
-                                                        (20, 200, .1), (20, 500, .2), (20, 200, .2), (20, 200, .4), (10, 100, .2))),
-    dict(every=10, meta_bs=200, meta_lr=.32), dict(every=10, meta_bs=500, meta_lr=.32), CENTRE,
-    *(dict(CENTRE, **o) for o in (dict(meta_loss="mae"), dict(knots=8), dict(floor=.4), dict(floor=.8))), dict(every=10, meta_bs=200, meta_lr=.3), {}]
+SETTINGS = [{}, dict(meta_lr=.1), dict(meta_lr=.3), dict(every=5, meta_lr=.1), dict(every=20, meta_lr=.4), dict(meta_bs=100), dict(meta_bs=500),
+            dict(meta_loss="gce"), dict(knots=8), dict(floor=.8), dict(warmup=0), dict(warmup=5), dict(n_inner=5, method="first_order")]  # beside the default, one change each
 
 CIFAR = [dict(data="cifar10_cut", arch="cnn", steps=3000), dict(data="cifar10", arch="cnn:16-32-64-64", steps=2000)]
 FASHION = dict(data="fashion_mini", steps=2000)
