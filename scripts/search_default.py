@@ -7,7 +7,7 @@ from metarisk_nb.study import Run, sweep
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-SETTINGS = [{}, dict(meta_lr=.1), dict(meta_lr=.3), dict(every=5, meta_lr=.1), dict(every=20, meta_lr=.4), dict(meta_bs=100), dict(meta_bs=500),
+SETTINGS = [{}, dict(meta_lr=.2), dict(meta_lr=.6), dict(every=10, meta_lr=.2), dict(every=10), dict(every=40, meta_lr=.8), dict(meta_bs=100), dict(meta_bs=500),
             dict(meta_loss="gce"), dict(knots=8), dict(floor=.8), dict(warmup=0), dict(warmup=5), dict(n_inner=5, method="first_order")]  # beside the default, one change each
 
 CIFAR = [dict(data="cifar10_cut", arch="cnn", steps=3000), dict(data="cifar10", arch="cnn:16-32-64-64", steps=2000)]
