@@ -49,6 +49,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'metarisk_nb.callback.MetaRisk._val_loss': ( 'callback.html#metarisk._val_loss',
                                                                                    'metarisk_nb/callback.py'),
                                       'metarisk_nb.callback.MetaRisk._warm': ('callback.html#metarisk._warm', 'metarisk_nb/callback.py'),
+                                      'metarisk_nb.callback.MetaRisk._weigh': ('callback.html#metarisk._weigh', 'metarisk_nb/callback.py'),
                                       'metarisk_nb.callback.MetaRisk.after_fit': ( 'callback.html#metarisk.after_fit',
                                                                                    'metarisk_nb/callback.py'),
                                       'metarisk_nb.callback.MetaRisk.after_loss': ( 'callback.html#metarisk.after_loss',

@@ -390,9 +390,8 @@ class MetaRisk(_Weighing):
             warn(f'MetaRisk goes on with method={self.method!r}: {e}')
             return hypergradient(*args, method=self.method, meta_loss=self._val_loss())
 
-    def _precision(self):
+    def _precision(self, device):
         "bfloat16 where the Learner trains in it and nothing but a forward pass is differentiated; else float32"
-        device = self.reducer.logits.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         return torch.autocast(device, torch.bfloat16, half and self.n_inner == 1 and self.method != 'finite_difference')
 
@@ -403,9 +402,11 @@ class MetaRisk(_Weighing):
         except (AttributeError, TypeError): return 1.  # nobody knows how long a pass is
         return min(1., (self.n_step + 1) * n / (self.warmup * size)) if self.warmup else 1.
 
-    def meta_step(self):
+    def meta_step(self,
+        precision, # Context for the passes through the model
+    ):
         "Move the logits along the hypergradient; a gradient that is not finite is skipped and counted"
-        with self._own_stream(), self._precision():
+        with self._own_stream(), precision:
             self.value, grad = self._hypergradient()
         if not grad.isfinite().all():
             if not self.skipped: warn('MetaRisk: a meta-gradient was not finite; its step is skipped (see .skipped)')
@@ -421,10 +422,16 @@ class MetaRisk(_Weighing):
 
     def after_loss(self):
         l = self._losses()
+        device = l.device.type
+        precision = self._precision(device)
+        with torch.autocast(device, enabled=False): self._weigh(l, precision)
+
+    def _weigh(self, l, precision):
+        "The training loss of a batch with losses `l`, after a meta-step where one is due"
         self._ready(l)
         if self.n_step != self.last_step:  # the first batch, or the optimizer has moved since
             self.last_step = self.n_step
-            if self.n_step % self.every == 0: self.meta_step()
+            if self.n_step % self.every == 0: self.meta_step(precision)
             self.history.add(self.n_step, self._w, self.value)
         if self.uniform: return  # the Learner's own loss, to the last bit
         w = self._w if len(l) == len(self._w) else self.reducer.weights(len(l)).detach()
