@@ -234,8 +234,8 @@ class MetaRisk(_Weighing):
     def __init__(self,
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
-        every=20,          # Training steps from one meta-step to the next
-        meta_lr=None,      # Adam's rate for the logits; None: .4 by the fourth root of the target's own effective share
+        every=None,        # Training steps from one meta-step to the next; None: 20 for the mean, 10 for other targets
+        meta_lr=None,      # Adam's rate for the logits; None: .02 every, by the fourth root of the target's own effective share
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=200,       # Samples of a validation batch; a smaller set is used whole
@@ -249,6 +249,8 @@ class MetaRisk(_Weighing):
         seed=0,            # Of the callback's own random stream
     ):
         super().__init__()
+        self.risk = as_risk(risk)
+        if every is None: every = 20 if self.risk == as_risk('expected') else 10
         for name, x in dict(n_inner=n_inner, every=every, meta_bs=meta_bs).items(): check_whole(name, x)
         if knots is not None: check_whole('knots', knots, 2)
         if method not in methods: raise ValueError(f'method must be one of {", ".join(methods)}, got {method!r}')
@@ -260,11 +262,11 @@ class MetaRisk(_Weighing):
         if not 0 <= floor <= 1: raise ValueError(f'floor must be in [0, 1], got {floor}')
         if not warmup >= 0: raise ValueError(f'warmup must be at least 0 passes, got {warmup}')
         if hasattr(meta_dl, 'loaders'): raise TypeError('meta_dl must be one loader, such as dls.valid')
-        self.risk, self.n_inner, self.every, self.inner_lr = as_risk(risk), n_inner, every, inner_lr
+        self.n_inner, self.every, self.inner_lr = n_inner, every, inner_lr
         self.meta_dl, self.meta_bs, self.meta_loss, self.loss_func = meta_dl, meta_bs, meta_loss, loss_func
         self.knots, self.method, self.fresh, self.floor, self.warmup, self.seed, self.skipped = knots, method, fresh, floor, warmup, seed, 0
         self.share = _target_share(self.risk)
-        self.meta_lr = .4 / self.share**.25 if meta_lr is None else meta_lr
+        self.meta_lr = .02 * every / self.share**.25 if meta_lr is None else meta_lr
 
     @classmethod
     def paper(cls,
