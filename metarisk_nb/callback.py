@@ -235,7 +235,7 @@ class MetaRisk(_Weighing):
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
         every=None,        # Training steps from one meta-step to the next; None: 20 for the mean, 10 for other targets
-        meta_lr=None,      # Adam's rate for the logits; None: .02 every, at most .4, by the fourth root of the target's own effective share
+        meta_lr=None,      # Adam's rate for the logits; None: .02 for each step from one meta-step to the next, at most .4
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=200,       # Samples of a validation batch; a smaller set is used whole
@@ -266,7 +266,7 @@ class MetaRisk(_Weighing):
         self.meta_dl, self.meta_bs, self.meta_loss, self.loss_func = meta_dl, meta_bs, meta_loss, loss_func
         self.knots, self.method, self.fresh, self.floor, self.warmup, self.seed, self.skipped = knots, method, fresh, floor, warmup, seed, 0
         self.share = _target_share(self.risk)
-        self.meta_lr = .02 * min(every, 20) / self.share**.25 if meta_lr is None else meta_lr
+        self.meta_lr = .02 * min(every, 20) if meta_lr is None else meta_lr
 
     @classmethod
     def paper(cls,
