@@ -227,7 +227,10 @@ def _single_label(pred, *y):
 
 # %% ../nbs/03_callback.ipynb #833a0374
 class MetaRisk(_Weighing):
-    "Learn the weights of the sorted losses while the model trains, so that `risk` on validation data falls (paper, Algorithm 1)"
+    """Learn the weights of the sorted losses while the model trains, so that `risk` on validation data falls (paper, Algorithm 1)
+
+    The defaults were chosen with `scripts/search_default.py` on the hyper-validation splits of scikit-learn's digits, Fashion-MNIST and CIFAR-10,
+    with 0 to 50% wrong labels, and for CVaR, inverted CVaR and trimmed targets. Lesson 08 has the figures, and the tasks where they fall short."""
     _stateattrs = ('_meta', '_fresh', 'meta_dl')
     reducer,history,opt_phi,meta_dl,_meta,_fresh,_stream,_w,_reach = [None] * 9
     last_step,uniform,said,value = None,True,False,float('nan')
