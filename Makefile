@@ -20,7 +20,7 @@ demo: $(STAMP)                    ## the main job: learn the risk on half-wrong 
 test: $(STAMP)                    ## all notebooks and tests
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)                   ## what a hypergradient costs beside other libraries, a quarter of an hour
+bench: $(STAMP)                   ## what a hypergradient costs beside other libraries, half an hour
 	-$(BIN)/python -m pip install -q -e '.[bench]'
 	-$(BIN)/python -m pip install -q betty-ml
 	$(BIN)/python scripts/bench.py

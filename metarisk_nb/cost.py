@@ -299,6 +299,7 @@ targets = [ # What, of which method, on which workloads, at which K; at most (or
     ('time by the best peer', _time, 'exact', every, 1, .7), ('time by the best peer', _time, 'exact', images, 5, 1.),
     ('memory by the best peer', _memory, 'exact', images, 5, .35), ('time by the best peer', _time, 'finite_difference', every, 1, .6),
     ('time by the best peer', _time, 'finite_difference', every, 5, .5), ('cosine to exact', _cosine, 'finite_difference', every, 5, .99),
+    ('time by the best peer', _time, 'first_order', every, 5, .5), ('cosine to exact', _cosine, 'first_order', every, 5, .99),
     ('time by the cost model', model_ratio, 'exact', images, 1, 1.5), ('time by the cost model', model_ratio, 'exact', images, 5, 1.5)]
 
 # %% ../nbs/08_cost.ipynb #c611e0c0
@@ -396,7 +397,7 @@ def overhead(
     run:Run,   # Settings of the run, whatever its method
     turns=5,   # Rounds
     seconds=8, # Of each run in each round
-    threads=2, # Threads of torch
+    threads=1, # Threads of torch: a study trains on one
     path=None, # Folder of CIFAR-10
 )->dict:       # Steps a second and MB of 'expected' and 'learned'
     "What `MetaRisk()` costs in a whole run: both take turns, memory each in a process of its own"
@@ -442,7 +443,7 @@ def bench(
         print(_table(results[-1]), '\n', flush=True)
     print(report(results))
     for name, run in overhead_runs.items():
-        try: o = overhead(run, 1 if quick else 5, 1 if quick else 8, threads)
+        try: o = overhead(run, 1 if quick else 5, 1 if quick else 8)
         except FileNotFoundError as e: print(f'{name}: {e}'); continue
         _store(o, Path(out)/'overhead'/f'{name}.json')
         print(_overhead_line(name, o), flush=True)
