@@ -57,11 +57,11 @@ def test_every_setting_counts_in_the_key(change): assert Run(**change).key != Ru
 def test_a_changed_default_changes_the_key(monkeypatch):
     class Other(MetaRisk):
         def __init__(self, risk="expected", n_inner=1, every=11, **kwargs): super().__init__(risk, n_inner, every, **kwargs)
-    old, plain, given = Run().key, Run(method="expected").key, Run(meta=dict(every=10)).key
+    old, plain, given = Run().key, Run(method="expected").key, Run(meta=dict(every=10, meta_lr=.1)).key
     monkeypatch.setitem(study._meta_makers, "learned", Other)
     assert Run().settings["every"] == 11 and Run().key != old
-    assert Run(method="expected").key == plain and Run(meta=dict(every=10)).settings == dict(Run().settings, every=10)
-    assert Run(meta=dict(every=10)).key == given
+    assert Run(method="expected").key == plain and Run(meta=dict(every=10, meta_lr=.1)).settings == dict(Run().settings, every=10, meta_lr=.1)
+    assert Run(meta=dict(every=10, meta_lr=.1)).key == given
     monkeypatch.undo()
     monkeypatch.setattr(study, "rules", study.rules + 1)
     assert Run().key != old
