@@ -213,7 +213,7 @@ def _rows(batch, i):
 def _fits(batch, n, most=2**28):
     "Do `n` samples like those of `batch` fit into `most` bytes? Not asked of tokens, whose sequences differ in length"
     o = [o for part in batch for o in part]
-    return all(isinstance(x, Tensor) for x in o) and o[0].is_floating_point() and n * sum(x.nbytes for x in o) <= most * len(o[0])
+    return bool(o) and all(isinstance(x, Tensor) for x in o) and o[0].is_floating_point() and n * sum(x.nbytes for x in o) <= most * len(o[0])
 
 def _target_share(risk):
     "Effective sample size that the target itself has, on losses spread as an exponential distribution"
@@ -395,8 +395,9 @@ class MetaRisk(_Weighing):
             warn(f'MetaRisk goes on with method={self.method!r}: {e}')
             return hypergradient(*args, method=self.method, meta_loss=self._val_loss())
 
-    def _precision(self, device):
+    def _precision(self):
         "bfloat16 where the Learner trains in it and nothing but a forward pass is differentiated; else float32"
+        device = self.reducer.logits.device.type
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         return torch.autocast(device, torch.bfloat16, half and self.n_inner == 1 and self.method != 'finite_difference')
 
@@ -407,11 +408,9 @@ class MetaRisk(_Weighing):
         except (AttributeError, TypeError): return 1.  # nobody knows how long a pass is
         return min(1., (self.n_step + 1) * n / (self.warmup * size)) if self.warmup else 1.
 
-    def meta_step(self,
-        precision, # Context for the passes through the model
-    ):
+    def meta_step(self):
         "Move the logits along the hypergradient; a gradient that is not finite is skipped and counted"
-        with self._own_stream(), precision:
+        with self._own_stream(), self._precision():
             self.value, grad = self._hypergradient()
         if not grad.isfinite().all():
             if not self.skipped: warn('MetaRisk: a meta-gradient was not finite; its step is skipped (see .skipped)')
@@ -427,21 +426,15 @@ class MetaRisk(_Weighing):
 
     def after_loss(self):
         l = self._losses()
-        device = l.device.type
-        precision = self._precision(device)
-        with torch.autocast(device, enabled=False): self._weigh(l, precision)
-
-    def _weigh(self, l, precision):
-        "The training loss of a batch with losses `l`, after a meta-step where one is due"
         self._ready(l)
         if self.n_step != self.last_step:  # the first batch, or the optimizer has moved since
             self.last_step = self.n_step
-            if self.n_step % self.every == 0: self.meta_step(precision)
+            if self.n_step % self.every == 0: self.meta_step()
             self.history.add(self.n_step, self._w, self.value)
         if self.uniform: return  # the Learner's own loss, to the last bit
         w = self._w if len(l) == len(self._w) else self.reducer.weights(len(l)).detach()
         # no zeros to mask in a softmax, so a product does what `weigh` does
-        self.learn.loss_grad = (self._scale * w).to(l) @ l.sort(descending=True, stable=True).values
+        self.learn.loss_grad = (self._scale * w).to(l).dot(l.sort(descending=True, stable=True).values)
 
     def after_fit(self): self._meta = self._fresh = None
 

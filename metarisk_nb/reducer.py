@@ -37,13 +37,18 @@ class SortedReducer(nn.Module):
         self.logits = nn.Parameter(torch.zeros(knots or n))
         if knots: self.register_buffer('curves', interpolation(n, knots).float(), persistent=False)
 
+    def _curve(self):
+        "One logit a place, in the logits' own precision also where autocast would take half of it"
+        if not self.knots: return self.logits
+        with torch.autocast(self.logits.device.type, enabled=False): return self.curves @ self.logits
+
     def weights(self,
         n:int=None, # Number of losses, at least 1; the reducer's own when None
     )->Tensor:      # n weights, worst first, sum 1, differentiable in `logits`
         "The learned weights of the sorted losses"
-        w = (self.curves @ self.logits if self.knots else self.logits).softmax(0)
+        w = self._curve().softmax(0)
         if n is None or check_whole('n', n) == self.n: return w
-        return overlap(n, self.n).to(w) @ w
+        return (overlap(n, self.n).to(w) * w).sum(1)
 
     def forward(self,
         losses:Tensor, # Losses, as many as you like
@@ -62,8 +67,7 @@ class SortedReducer(nn.Module):
     ):
         "Scale the logits towards 0 (uniform) until the effective sample size is at least `share`; leave them alone where it is"
         scale = torch.linspace(0, 1, 65).to(self.logits)
-        z = self.curves @ self.logits if self.knots else self.logits
-        ok = ess_share((scale[:, None] * z).softmax(1)) >= min(share, 1 - 1e-6)
+        ok = ess_share((scale[:, None] * self._curve()).softmax(1)) >= min(share, 1 - 1e-6)
         self.logits.mul_((scale * ok).max())
 
     def extra_repr(self):

@@ -171,6 +171,15 @@ def test_bad_types_are_named():
     with pytest.raises(TypeError, match="risk must be a name, a Risk or a function, not int"): as_risk(3)
 
 
+@pytest.mark.parametrize("knots", [None, 6])
+def test_reducer_works_in_its_own_precision_under_autocast(knots):
+    g, half = [SortedReducer(20, knots) for _ in range(2)]
+    for o in g, half: o.logits.data.copy_(torch.linspace(-2, 2, len(o.logits)))
+    for o in g, half:
+        with torch.autocast("cpu", torch.bfloat16, enabled=o is half): o.seen = [o.weights(), o.weights(7), o.keep_ess(.8) or o.logits]
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(g.seen, half.seen))
+
+
 @given(st.integers(2, 40), st.integers(1, 90), st.integers(0, 9))
 def test_reducer_keeps_total_weight_for_any_batch(n, m, seed):
     g = SortedReducer(n, 2 + seed % (n - 1))
