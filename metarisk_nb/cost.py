@@ -191,15 +191,19 @@ _status = Path('/proc/self/status')
 
 def _status_mb(field): return int(next(l for l in _status.read_text().splitlines() if l.startswith(field)).split()[1]) / 1024
 
-def _peak_here(name, k, contender, b):
-    "Net peak of one call in this process, MB"
-    make = _shared if contender == 'shared' else contenders[contender]
-    f = make(work(name, k, b))
-    make(work(name, 1, 4))()  # loads what loads at the first use
+def _net_peak(f):
+    "Peak of a call of `f` in this process, less what was there before, MB"
     Path('/proc/self/clear_refs').write_text('5')
     before = _status_mb('VmRSS')
     f()
     return _status_mb('VmHWM') - before
+
+def _peak_here(name, k, contender, b):
+    "Net peak of one call of a contender"
+    make = _shared if contender == 'shared' else contenders[contender]
+    f = make(work(name, k, b))
+    make(work(name, 1, 4))()  # loads what loads at the first use
+    return _net_peak(f)
 
 def _peaks(name, k, names, b, threads):
     "Print the net peak of each contender, each in a fork of this process"
@@ -210,6 +214,11 @@ def _peaks(name, k, names, b, threads):
             os._exit(0)
         os.wait()
 
+def _alone(code):
+    "What `code` prints in a process of its own, where memory that is freed goes back at once"
+    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True, env=env).stdout
+
 def peak_memory(
     name,      # One of `workloads`
     k,         # Inner steps
@@ -219,9 +228,7 @@ def peak_memory(
 )->dict:       # Name -> MB; empty where it cannot be measured
     "Peak memory of one hypergradient, each contender in a process of its own, net of what was there before"
     if not _status.exists(): return {}
-    code = f'from metarisk_nb.cost import _peaks; _peaks({name!r}, {k}, {[*names]}, {b}, {threads})'
-    env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')  # what is freed goes back at once, for all
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True, env=env).stdout
+    out = _alone(f'from metarisk_nb.cost import _peaks; _peaks({name!r}, {k}, {[*names]}, {b}, {threads})')
     return {l.split()[1]: float(l.split()[2]) for l in out.splitlines() if l.startswith('MB ')}
 
 # %% ../nbs/08_cost.ipynb #3ad6e737
@@ -381,14 +388,14 @@ def throughput(
 
 # %% ../nbs/08_cost.ipynb #58da2d24
 def _run_peak(settings, path, threads):
-    "Net peak of the first 60 steps of a run in this process, MB"
+    "Print the net peak of 60 steps of a run"
     torch.set_num_threads(threads)
     run = Run(**settings)
-    with no_random(run.seed):
-        learn, _ = _learner(run, path)
-        before = _status_mb('VmRSS')
-        with learn.no_bar(), learn.no_logging(): recipes[run.method](learn, replace(run, steps=60))
-    print('MB', _status_mb('VmHWM') - before)
+    for _ in range(2):  # the first time loads what loads at the first use
+        with no_random(run.seed):
+            learn, _ = _learner(run, path)
+            with learn.no_bar(), learn.no_logging(): mb = _net_peak(partial(recipes[run.method], learn, replace(run, steps=60)))
+    print('MB', mb)
 
 overhead_runs = dict( # What a run of `MetaRisk()` is compared on
     mlp=Run(data='fashion_mini', arch='mlp', noise=.5, steps=2000), cnn=Run(data='cifar10_cut', arch='cnn', noise=.5, steps=3000))
@@ -406,9 +413,8 @@ def overhead(
     rates = np.array([[throughput(r, seconds, path) for r in both] for _ in range(turns)])
     for i, r in enumerate(both):
         settings = {f.name: getattr(r, f.name) for f in fields(r) if f.init}
-        code = f'from metarisk_nb.cost import _run_peak; _run_peak({settings!r}, {path!r}, {threads})'
-        done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True)
-        out[r.method] = dict(rates=rates[:, i].tolist(), mb=float(done.stdout.split()[-1]) if _status.exists() else None)
+        mb = float(_alone(f'from metarisk_nb.cost import _run_peak; _run_peak({settings!r}, {path!r}, {threads})').split()[-1]) if _status.exists() else None
+        out[r.method] = dict(rates=rates[:, i].tolist(), mb=mb)
     return out
 
 def overhead_ratios(

@@ -10,13 +10,13 @@ warnings.filterwarnings("ignore", category=FutureWarning)
 SETTINGS = [{}, dict(meta_lr=.2), dict(meta_lr=.6), dict(every=10, meta_lr=.2), dict(every=10), dict(every=40, meta_lr=.8), dict(meta_bs=100), dict(meta_bs=500),
             dict(meta_loss="gce"), dict(knots=8), dict(floor=.8), dict(warmup=0), dict(warmup=5), dict(n_inner=5, method="first_order")]  # beside the default, one change each
 
-CIFAR = [dict(data="cifar10_cut", arch="cnn", steps=3000), dict(data="cifar10", arch="cnn:16-32-64-64", steps=2000)]
 FASHION = dict(data="fashion_mini", steps=2000)
 TASKS = dict(
     digits=[dict(data="digits", steps=600, noise=r, noise_kind=k) for r, k in ((0., "uniform"), (.2, "uniform"), (.4, "uniform"), (.2, "pairflip"), (.4, "pairflip"))],
     short=[dict(FASHION, steps=200, noise=r) for r in (0., .2, .5)],
     fashion=[dict(FASHION, noise=r) for r in (0., .2, .5)],
-    cut=[dict(CIFAR[0], noise=.5)], whole=[dict(CIFAR[1], noise=.5)],
+    cut=[dict(data="cifar10_cut", arch="cnn", steps=3000, noise=.5)],
+    whole=[dict(data="cifar10", arch="cnn:16-32-64-64", steps=2000, noise=.5)],
     targets=[dict(FASHION, objective=o) for o in ("cvar:.1", "icvar:.1", "trimmed:.1")])
 
 
