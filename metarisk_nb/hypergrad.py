@@ -51,14 +51,31 @@ def _in_place(places, params, values):
     finally:
         for d, n, t in places: d[n] = t
 
-def _losses(model, places, params, loss_func, batch):
+def _spread(l, group=None):
+    "n losses at their places of the batch that the processes of `group` hold in parts of n: zeros elsewhere"
+    if group is None: return l
+    return F.pad(l, (group.rank() * len(l), (group.size() - group.rank() - 1) * len(l)))
+
+def _summed(ts, group=None):
+    "Tensors, each summed over the processes of `group`"
+    if group is None: return ts
+    flat = torch.cat([t.detach().flatten() for t in ts])
+    torch.distributed.all_reduce(flat, group=group)
+    return [o.view_as(t).to(t) for o, t in zip(flat.split([t.numel() for t in ts]), ts)]
+
+def _uncompiled(model):
+    "Run what `torch.compile` has compiled as it was: compiled graphs have first derivatives only"
+    compiled = any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in model.modules())
+    return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
+
+def _losses(model, places, params, loss_func, batch, group=None):
     "The losses of `batch` as a function of the values of `params`; each call has the same dropout masks and leaves the buffers alone"
     (x, y), seed = map(_tuple, batch), int(torch.randint(2**31, ()))
     x = tuple(map(_channels_last, x))
     def f(theta):
         with _in_place(places, params, theta), _seeded(seed, theta[0].device): l = loss_func(model(*x), *y)
         if not l.ndim: raise ValueError("loss_func must give one loss a sample (such as reduction='none'), not one number")
-        return l.flatten().as_subclass(Tensor)
+        return _spread(l.flatten().as_subclass(Tensor), group)
     images = any(t.ndim == 4 for _, _, t in places) and not torch.is_autocast_enabled(params[0].device.type)
     f.kernels = _Fused if images else nullcontext
     return f
@@ -249,6 +266,7 @@ def hypergradient(
     lr,                # Inner learning rate: a float, or a dict with one for the name of every trainable parameter
     method='exact',    # 'exact', 'first_order' or 'finite_difference'
     meta_loss=None,    # Per-sample loss on `val_batch`; `loss_func` when None
+    group=None,        # Process group whose processes hold a training batch in parts of one size, and all of `val_batch`
 )->tuple[Tensor, Tensor]: # Target risk after the inner steps (0-d), and its gradient, shaped as `reducer.logits`
     "Target risk on `val_batch` after K weighted SGD steps, and its derivative for the reducer's logits (paper, Eq. 2 and 3)"
     if method not in methods: raise ValueError(f'method must be one of {", ".join(methods)}, got {method!r}')
@@ -257,24 +275,25 @@ def hypergradient(
     if not params: raise ValueError('model has no parameter that requires a gradient')
     lrs, path, params, places = _rates(lr, params), [], [*params.values()], _places(model)
     theta = params
-    with torch.enable_grad():
+    with torch.enable_grad(), _uncompiled(model):
         for batch in train_batches:
-            f, theta = _losses(model, places, params, loss_func, batch), _leaves(theta)
+            f, theta = _losses(model, places, params, loss_func, batch, group), _leaves(theta)
             l = f(theta)
-            order, w = l.detach().argsort(descending=True, stable=True), reducer.weights(len(l))
+            order, w = _summed([l.detach()], group)[0].argsort(descending=True, stable=True), reducer.weights(len(l))
             a = torch.empty_like(l).scatter(0, order, w.detach().to(l))
             g = _grad(weighted_sum(a, l), theta)
-            path.append((f, a, order, w, l.detach(), g))
-            theta = torch._foreach_sub([t.detach() for t in theta], torch._foreach_mul(g, lrs))
+            path.append((f, a, order, w, l.detach(), g, _summed(g, group)))
+            theta = torch._foreach_sub([t.detach() for t in theta], torch._foreach_mul(path[-1][-1], lrs))
         theta = _leaves(theta)
         value = risk(_losses(model, places, params, meta_loss or loss_func, val_batch)(theta))
         lam = _grad(value, theta)
         ws, dws = [], []
         while path:
-            f, a, order, w, l, g = path.pop()  # its gradient is not needed again
-            v, theta = torch._foreach_mul(lam, lrs), torch._foreach_add([t.detach() for t in theta], torch._foreach_mul(g, lrs))
+            f, a, order, w, l, g, whole = path.pop()  # its gradient is not needed again
+            v, theta = torch._foreach_mul(lam, lrs), torch._foreach_add([t.detach() for t in theta], torch._foreach_mul(whole, lrs))
             dl, hv = methods[method](f, theta, v, a, bool(path), l, g)
-            if hv is not None: lam = torch._foreach_sub(lam, hv)
-            ws.append(w); dws.append(-dl[order].to(w))
+            if hv is not None: lam = torch._foreach_sub(lam, _summed(hv, group))
+            ws.append(w); dws.append(-_summed([dl], group)[0][order].to(w))
         grad = torch.autograd.grad(ws, reducer.logits, dws)[0]
+    if group is not None: grad = _summed([grad], group)[0] / group.size()  # a last bit must not part the processes
     return value.detach(), grad

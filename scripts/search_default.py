@@ -7,8 +7,8 @@ from metarisk_nb.study import Run, sweep
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 
-SETTINGS = [{}, dict(meta_lr=.2), dict(meta_lr=.6), dict(every=10, meta_lr=.2), dict(every=10), dict(every=40, meta_lr=.8), dict(meta_bs=100), dict(meta_bs=500),
-            dict(meta_loss="gce"), dict(knots=8), dict(floor=.8), dict(warmup=0), dict(warmup=5), dict(n_inner=5, method="first_order")]  # beside the default, one change each
+SETTINGS = [{}, dict(meta_lr=.2), dict(meta_lr=.6), dict(meta_lr=.1), dict(every=10), dict(every=40, meta_lr=.8), dict(meta_bs=100), dict(meta_bs=500),
+            dict(meta_loss="gce"), dict(knots=8), dict(floor=.8), dict(relax=10), dict(relax=40), dict(warmup=0), dict(warmup=5), dict(n_inner=5, method="first_order")]  # beside the default, one change each
 
 FASHION = dict(data="fashion_mini", steps=2000)
 TASKS = dict(

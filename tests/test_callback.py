@@ -9,6 +9,7 @@ from itertools import cycle
 import pytest
 import torch
 import torch.nn.functional as F
+from common import CPU, ce, equal, fit, learner, net, state, tensors
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, accuracy, set_seed
 from fastai.callback.core import CancelFitException
 from fastai.callback.data import WeightedDL
@@ -28,44 +29,7 @@ from metarisk_nb.data import TensorDL, TensorSet, fashion_mini, mlp
 from metarisk_nb.reducer import SortedReducer
 from metarisk_nb.risk import CVaR, as_risk
 
-CPU = torch.device("cpu")
-
-
-def tensors(n, seed, dtype=torch.float32):
-    g = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 3, (n,), generator=g)
-    return torch.randn(n, 6, generator=g).to(dtype) + F.one_hot(y, 6).to(dtype), y
-
-
-def net(): return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.2), nn.Linear(16, 3))
-
-
-def learner(cbs=None, n=200, n_valid=60, bs=20, model=None, shuffle=True, drop_last=True, dtype=torch.float32, loss=None, **kwargs):
-    set_seed(0)
-    sets = [TensorSet(*tensors(m, i, dtype)) for i, m in enumerate((n, n_valid))]
-    dls = DataLoaders(*[TensorDL(s, bs, shuffle=shuffle and not i, drop_last=drop_last and not i, device=CPU) for i, s in enumerate(sets)])
-    dls.device, dls.n_inp = CPU, 1
-    kwargs = {"opt_func": SGD, **kwargs}
-    return Learner(dls, (model or net()).to(dtype), loss or CrossEntropyLossFlat(), cbs=cbs, **kwargs)
-
-
-def fit(learn, n=2, lr=.1):
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        learn.fit_one_cycle(n, lr)
-    return learn
-
-
-def state(learn): return [v.clone() for v in learn.model.state_dict().values()]
-
-
-def equal(a, b): return all(torch.equal(x, y) for x, y in zip(a, b))
-
-
 # --- Algorithm 1
-
-def ce(pred, y): return F.cross_entropy(pred, y, reduction="none")
-
 
 def algorithm_1(model, train, val, risk, steps, lr, eta, inner=5, mom=.9):
     "The paper's Algorithm 1 as a plain loop: theta and phi after every step"
@@ -120,7 +84,7 @@ def test_defaults_of_paper_and_of_adam():
     learn = fit(learner(MetaRisk(every=2)))
     group = learn.meta_risk.opt_phi.param_groups[0]
     assert type(learn.meta_risk.opt_phi) is torch.optim.Adam and (group["betas"], group["eps"], group["weight_decay"]) == ((.9, .999), 1e-8, 0)
-    assert group["lr"] == pytest.approx(.038) and [(m.every, pytest.approx(m.meta_lr)) for m in (MetaRisk(), MetaRisk("cvar"), MetaRisk(every=1000))] == [(20, .4), (10, .2), (1000, .4)]
+    assert group["lr"] == pytest.approx(.038) and [(m.every, pytest.approx(m.meta_lr)) for m in (MetaRisk(), MetaRisk("cvar"), MetaRisk(every=1000))] == [(20, .4), (10, .1 / .1**.5), (1000, .4)]
 
 
 class Rates(Callback):
@@ -138,11 +102,23 @@ def test_the_rate_grows_over_the_first_passes(warmup, want):
     assert len(learn.dls.train) == 10 and learn.rates.seen == pytest.approx([.4 * w for w in want])
 
 
-def test_without_a_known_length_the_rate_is_full_at_once():
+def test_without_a_known_length_epochs_count_as_passes():
     learn = learner([MetaRisk(every=1, meta_lr=.4), Rates()])
-    learn.dls.train.dataset = iter([])
-    learn.meta_risk.learn = learn
-    assert learn.meta_risk._warm(20) == 1.
+    class Unsized:
+        def __init__(self, data): self.data, self.x = data, data.x
+        def __getitem__(self, i): return self.data[i]
+    learn.dls.train.dataset = Unsized(learn.dls.train.dataset)
+    assert fit(learn, 3).rates.seen == pytest.approx([.4 * min(1., i / 20) for i in range(30)])
+
+
+@pytest.mark.parametrize("relax, want", [(4, [.6 * (1 - i / 40) for i in range(1, 41)] + [0] * 10), (0, [0] * 50)])
+def test_the_floor_falls_over_passes_and_goes_on_in_the_next_fit(relax, want):
+    learn, seen = learner(MetaRisk(every=1, relax=relax)), []
+    fit(learn, 1)
+    keep = learn.meta_risk.reducer.keep_ess
+    learn.meta_risk.reducer.keep_ess = lambda share: (seen.append(share), keep(share))
+    fit(learn, 4)
+    assert seen == pytest.approx(want[10:], abs=1e-9)
 
 
 class Half(Callback):
@@ -452,12 +428,12 @@ def test_validation_within_an_epoch():
 
 @pytest.mark.parametrize("how", ["second fit", "loaded"])
 def test_the_floor_does_not_undo_what_was_learned(how):
-    learn = learner(MetaRisk(every=1, meta_lr=.5, warmup=0))
+    learn = learner(MetaRisk(every=1, meta_lr=.5, warmup=0, relax=4))
     fit(learn, 4)
     meta, w = learn.meta_risk, learn.meta_risk.weights
     assert 1 / (20 * w.square().sum()) < .5  # below the floor that a fit begins with
     if how == "loaded":
-        learn = learner(MetaRisk(every=1))
+        learn = learner(MetaRisk(every=1, relax=4))
         learn.meta_risk.load_state_dict(meta.state_dict())
     learn.meta_risk.meta_lr = 0.
     fit(learn, 2)
@@ -586,7 +562,7 @@ def test_a_loaded_state_makes_its_meta_step_at_the_first_batch():
 
 @pytest.mark.parametrize("kw,says", [({"inner_lr": 0}, "inner_lr must be"), ({"risk": "cvr"}, "risk 'cvr' is unknown"), ({"n_inner": 0}, "n_inner must be"), ({"every": 1.5}, "every must be"),
                                      ({"knots": 1}, "knots must be"), ({"method": "fast"}, "method must be one of"), ({"meta_loss": "ce"}, "meta_loss must be"),
-                                     ({"meta_lr": -1}, "meta_lr must be"), ({"floor": 2}, "floor must be"), ({"warmup": -1}, "warmup must be"), ({"meta_bs": 0}, "meta_bs must be")])
+                                     ({"meta_lr": -1}, "meta_lr must be"), ({"floor": 2}, "floor must be"), ({"warmup": -1}, "warmup must be"), ({"relax": -1}, "relax must be"), ({"meta_bs": 0}, "meta_bs must be")])
 def test_bad_arguments(kw, says):
     with pytest.raises((TypeError, ValueError), match=says): MetaRisk(**kw)
 
