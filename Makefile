@@ -17,8 +17,8 @@ $(STAMP): settings.ini setup.py pyproject.toml
 demo: $(STAMP)                    ## the main job: learn the risk on half-wrong labels, a table and a picture
 	$(BIN)/python scripts/demo.py
 
-test: $(STAMP)                    ## all notebooks and tests
-	$(BIN)/python -m pytest
+test: $(STAMP)                    ## all notebooks and tests; SLOW=1 for the slow ones too
+	$(BIN)/python -m pytest $(if $(SLOW),--slow)
 
 bench: $(STAMP)                   ## what a hypergradient costs beside other libraries, half an hour
 	-$(BIN)/python -m pip install -q -e '.[bench]'

@@ -124,6 +124,9 @@ class History:
 class _Weighing(Callback):
     "Shared by the callbacks that weigh a training batch: only `loss_grad` is set, `loss` and `loss_func` stay"
     order,run_valid,loss_func,n_step,_scale = -5,False,None,0,1.
+    def __call__(self, event):
+        if event == 'before_fit': self.run = True  # an interrupted `lr_find` leaves it off
+        return super().__call__(event)
     def before_fit(self): # `lr_find` and predictions are none of our business
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
     def before_train(self):
@@ -332,7 +335,9 @@ class MetaRisk(_Weighing):
                             "batches would break: use it for the classifier, or a loader of unconnected sequences")
         if any(isinstance(o, nn.SyncBatchNorm) for o in self.model.modules()):
             raise TypeError('MetaRisk: SyncBatchNorm cannot be differentiated as a meta-step needs: pass sync_bn=False to distrib_ctx')
-        self._fresh = self._stream = None  # an epoch draws the same, whether its run was interrupted before or not
+        # an epoch draws the same, whether its run was interrupted before or not
+        self._fresh = self._stream = None
+        if self._whole is False: self._meta = None
         self._val_batches()  # without validation data no training begins
 
     def _create(self, n, knots):
@@ -377,6 +382,8 @@ class MetaRisk(_Weighing):
         if dl is None: raise ValueError(f'{why} learn.dls has no valid loader: add one, or pass meta_dl=')
         n = _n_items(dl)
         if n == 0: raise ValueError(f'{why} the loader of it is empty: split off more, or pass meta_dl=')
+        if n is not None and min(n, self.meta_bs) == 1 and any(isinstance(o, nn.modules.batchnorm._BatchNorm) for o in self.model.modules()):
+            raise ValueError(f'{why} batch norm needs at least 2 samples of it at a time: it has {n}, and meta_bs is {self.meta_bs}')
         if n is not None and n < self.meta_bs and not self.said:
             warn(f'MetaRisk: the validation set has {n} samples, fewer than meta_bs={self.meta_bs}: it is used whole')
             self.said = True
@@ -450,17 +457,23 @@ class MetaRisk(_Weighing):
     def _val_loss(self):
         "The per-sample loss on validation data"
         if callable(self.meta_loss): return partial(sample_losses, self.meta_loss)
-        noise_matters = self.risk == as_risk('expected') and _single_label(self.pred, *self.yb)
-        name = self.meta_loss if self.meta_loss != 'auto' else 'mae' if noise_matters else 'own'
+        classes = _single_label(self.pred, *self.yb)
+        name = self.meta_loss if self.meta_loss != 'auto' else 'mae' if classes and self.risk == as_risk('expected') else 'own'
         if name == 'own': return self._loss
+        if not classes: raise ValueError(f"meta_loss={name!r} needs logits of several classes and one label a sample: pass meta_loss='own'")
         return partial(meta_losses[name], ignore_index=getattr(self._plain_loss, 'ignore_index', -100))
+
+    def _seen(self, loss):
+        "`loss` of what the Learner sees of a model's output: the first of several, where RNNCallback keeps that alone"
+        def f(out, *y): return loss(out[0] if isinstance(out, tuple) and isinstance(self.pred, Tensor) else out, *y)
+        return f
 
     def _hypergradient(self):
         "Target risk on the next validation batch, and its derivative for the logits"
-        args = (self._net, self.reducer, self.risk, lambda *o: self._scale * self._loss(*o), self._inner_batches(),
+        args = (self._net, self.reducer, self.risk, self._seen(lambda *o: self._scale * self._loss(*o)), self._inner_batches(),
                 next(self._val_batches()), self._rates())
         self.drawn += 1
-        kwargs = dict(meta_loss=self._val_loss(), group=self._group)
+        kwargs = dict(meta_loss=self._seen(self._val_loss()), group=self._group)
         try: return hypergradient(*args, method=self.method, **kwargs)
         except NoDerivative as e:
             self.method = 'finite_difference'

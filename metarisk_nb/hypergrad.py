@@ -6,6 +6,7 @@
 __all__ = ['methods', 'NoDerivative', 'hypergradient']
 
 # %% ../nbs/02_hypergrad.ipynb #2b5ae123
+import sys
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -63,10 +64,9 @@ def _summed(ts, group=None):
     torch.distributed.all_reduce(flat, group=group)
     return [o.view_as(t).to(t) for o, t in zip(flat.split([t.numel() for t in ts]), ts)]
 
-def _uncompiled(model):
-    "Run what `torch.compile` has compiled as it was: compiled graphs have first derivatives only"
-    compiled = any(hasattr(m, '_orig_mod') or m._compiled_call_impl is not None for m in model.modules())
-    return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
+def _uncompiled():
+    "Run what `torch.compile` has compiled, if it was ever called, as it was: compiled graphs have first derivatives only"
+    return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
 
 def _losses(model, places, params, loss_func, batch, group=None):
     "The losses of `batch` as a function of the values of `params`; each call has the same dropout masks and leaves the buffers alone"
@@ -275,7 +275,7 @@ def hypergradient(
     if not params: raise ValueError('model has no parameter that requires a gradient')
     lrs, path, params, places = _rates(lr, params), [], [*params.values()], _places(model)
     theta = params
-    with torch.enable_grad(), _uncompiled(model):
+    with torch.enable_grad(), _uncompiled():
         for batch in train_batches:
             f, theta = _losses(model, places, params, loss_func, batch, group), _leaves(theta)
             l = f(theta)

@@ -9,16 +9,12 @@ from itertools import cycle
 import pytest
 import torch
 import torch.nn.functional as F
-from common import CPU, ce, equal, fit, learner, net, state, tensors
-from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, accuracy, set_seed
+from common import CPU, ce, fit, learner, net, state, tensors
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, OptimWrapper, accuracy, set_seed
 from fastai.callback.core import CancelFitException
-from fastai.callback.data import WeightedDL
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle)
-from fastai.callback.training import GradientAccumulation
-from fastai.losses import FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -142,13 +138,6 @@ def test_bfloat16_is_used_where_it_keeps_the_gradient_right(kw, half):
 
 # --- What is left alone
 
-@pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy, LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=str)
-@pytest.mark.parametrize("kw", [{}, {"n_inner": 3}, {"fresh": True}, {"knots": None}, {"method": "finite_difference"}, {"meta_bs": 30}], ids=str)
-def test_meta_lr_0_is_bit_equal_to_training_without(loss, kw):
-    plain, meta = fit(learner(loss=loss)), fit(learner(MetaRisk(meta_lr=0., every=2, **kw), loss=loss))
-    assert equal(state(plain), state(meta)) and plain.recorder.losses == meta.recorder.losses
-
-
 def test_loss_function_and_recorded_loss_are_the_learners_own():
     learn = learner(MetaRisk(every=1))
     before, seen = learn.loss_func, []
@@ -180,37 +169,7 @@ def test_same_seed_same_result_another_seed_another():
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
-# --- Any batch, any loader, company
-
-@pytest.mark.parametrize("kw", [{"n": 207, "drop_last": False}, {"bs": 1, "model": nn.Linear(6, 3)}, {"bs": 8}, {"n": 15, "bs": 64, "drop_last": False}], ids=str)
-def test_batches_of_any_size(kw):
-    learn = fit(learner(MetaRisk(every=3), **kw))
-    assert len(learn.meta_risk.weights) == kw.get("bs", 20) and abs(learn.meta_risk.weights.sum() - 1) < 1e-5
-
-
-def test_another_batch_size_in_a_later_fit():
-    learn = fit(learner(MetaRisk(every=2)))
-    learn.dls = learner(bs=33).dls
-    fit(learn)
-    assert len(learn.meta_risk.weights) == 20 and torch.isfinite(learn.meta_risk.weights).all()
-
-
-@pytest.mark.parametrize("cbs", [MetaRisk(every=2, n_inner=2), MetaRisk.paper("cvar"), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
-def test_plain_torch_loaders(cbs):
-    learn = learner(deepcopy(cbs))
-    learn.dls = DataLoaders(*[torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors(100, i)), batch_size=20, shuffle=not i) for i in (0, 1)])
-    fit(learn)
-
-
-def test_gradient_accumulation_makes_one_meta_step_an_optimizer_step():
-    learn, count = learner(MetaRisk(every=1)), []
-    class Count(Callback):
-        def after_batch(self):
-            if self.training: count.append(self.learn.meta_risk.reducer.logits.detach().clone())
-    fit(learn.add_cbs([GradientAccumulation(40), Count()]), 1)
-    moves = sum(not torch.equal(a, b) for a, b in zip([torch.zeros_like(count[0]), *count], count))
-    assert len(count) == 10 and moves == 5 == learn.meta_risk.n_step == len(learn.meta_risk.history)
-
+# --- Company
 
 def test_progress_bar_and_bf16_on_the_cpu():
     learn = learner([MetaRisk(every=2), ProgressCallback()])
@@ -267,129 +226,6 @@ def test_history_is_bounded_and_evenly_spaced(size, n):
     h = History(size)
     for i in range(n): h.add(i, torch.ones(1))
     assert len(h) <= size and h.steps == list(range(0, n, h.every)) and len(h) >= min(n, size) // 2
-
-
-# --- Loaders of every kind: what is learned on is what the loader gives
-
-def numbered(ids, n=100, **kwargs):
-    "A torch loader over (a point, its number in the data set) that gives `ids` alone"
-    x, _ = tensors(n, 0)
-    data = torch.utils.data.TensorDataset(x, torch.arange(n))
-    return torch.utils.data.DataLoader(data, **(kwargs or {"batch_size": 20, "sampler": torch.utils.data.SubsetRandomSampler(ids)}))
-
-
-def by_number(pred, y): return ce(pred, y % 3)
-
-
-def learned_on(dls, **kwargs):
-    "The numbers of the samples that MetaRisk learns on, and the meta_risk"
-    seen = set()
-    def spy(pred, y): seen.update(y.tolist()); return by_number(pred, y)
-    learn = learner(MetaRisk(every=1, loss_func=by_number, meta_loss=spy, **kwargs), loss=lambda p, y: by_number(p, y).mean())
-    learn.dls = dls
-    fit(learn)
-    return seen
-
-
-@pytest.mark.parametrize("meta_bs", [500, 7])
-@pytest.mark.parametrize("sampler", [torch.utils.data.SubsetRandomSampler, list], ids=["random", "in order"])
-def test_it_never_learns_on_training_data_when_both_loaders_share_a_data_set(meta_bs, sampler):
-    train, valid = range(60), range(60, 100)
-    dls = DataLoaders(numbered(train), numbered(None, batch_size=10, sampler=sampler(valid)))
-    seen = learned_on(dls, meta_bs=meta_bs)
-    assert seen <= set(valid) and len(seen) > 30 if meta_bs == 7 else seen == set(valid)
-
-
-@pytest.mark.parametrize("fresh", [False, True])
-def test_batch_samplers_and_streams(fresh):
-    batches = torch.utils.data.BatchSampler(torch.utils.data.SubsetRandomSampler(range(60)), 20, drop_last=True)
-    assert learned_on(DataLoaders(numbered(None, batch_sampler=batches), numbered(range(60, 100))), fresh=fresh) == set(range(60, 100))
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self): return ((torch.zeros(6) + i, i) for i in range(60, 100))
-    stream = torch.utils.data.DataLoader(Stream(), batch_size=10)
-    assert learned_on(DataLoaders(numbered(range(60)), numbered([0])), fresh=fresh, meta_dl=stream) == set(range(60, 100))
-
-
-def test_fresh_batches_come_as_the_training_loader_draws_them():
-    seen = set()
-    def spy(pred, y): seen.update(y.tolist()); return ce(pred, y)
-    learn = learner(MetaRisk.paper("expected", loss_func=spy, meta_loss=ce))
-    x, y = tensors(200, 0)
-    learn.dls.loaders[0] = WeightedDL(list(zip(x, y)), bs=20, wgts=(y != 2).float(), shuffle=True, drop_last=True)
-    fit(learn, 1)
-    assert seen == {0, 1}
-
-
-def test_the_training_order_is_untouched_by_a_loader_with_a_generator_of_its_own():
-    def run(cbs):
-        set_seed(0)
-        def loader(i): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors(100, i)), 20, shuffle=not i,
-                                                          generator=torch.Generator().manual_seed(0))
-        return state(fit(Learner(DataLoaders(loader(0), loader(1)), net(), CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)))
-    assert equal(run(None), run(MetaRisk(meta_lr=0., every=1, n_inner=3, fresh=True, meta_bs=30)))
-
-
-# --- Losses of every kind: uniform weights are the Learner's own loss
-
-y_weights = torch.tensor([.2, 1., 3.])
-own_losses = {"sum": CrossEntropyLossFlat(reduction="sum"), "class weights": CrossEntropyLossFlat(weight=y_weights), "torch": nn.CrossEntropyLoss(weight=y_weights),
-              "ignore": CrossEntropyLossFlat(ignore_index=2), "both": CrossEntropyLossFlat(weight=y_weights, ignore_index=1, reduction="sum")}
-
-
-class Look(Callback):
-    "Loss, loss that is differentiated, and sorted losses of each training batch"
-    order = 100
-    def before_fit(self): self.rows = []
-    def after_loss(self):
-        if self.training: self.rows.append((self.loss.item(), self.loss_grad.item()))
-
-
-@pytest.mark.parametrize("loss", own_losses)
-@pytest.mark.parametrize("cbs", [BatchRisk("expected"), MetaRisk(meta_lr=1e-7, every=1)], ids=str)
-def test_the_scale_of_the_gradient_is_the_learners(loss, cbs):
-    lr = .1 if own_losses[loss].reduction == "mean" else .005
-    learn = fit(learner([deepcopy(cbs), Look()], loss=own_losses[loss]), lr=lr)
-    assert all(abs(a - b) <= 1e-4 * abs(a) for a, b in learn.look.rows)
-    plain = fit(learner(loss=own_losses[loss]), lr=lr)
-    assert all((a - b).abs().max() < 1e-3 * (1 + b.abs().max()) for a, b in zip(state(learn), state(plain)))
-
-
-def test_labels_to_ignore_have_no_part_in_the_meta_step():
-    a, b = [fit(learner(MetaRisk(every=1, meta_loss=m), loss=CrossEntropyLossFlat(ignore_index=2))) for m in ("auto", "mae")]
-    assert a.meta_risk.skipped == b.meta_risk.skipped == 0 and not a.meta_risk.uniform
-
-
-class Pictures(nn.Module):
-    def __init__(self): super().__init__(); self.body = net()
-    def forward(self, x): return self.body(x.flatten(1))
-
-
-@pytest.mark.parametrize("mix", [MixUp, CutMix])
-@pytest.mark.parametrize("loss", ["mean", *(o for o in own_losses if o != "torch")])  # fastai would mix the labels of torch's own
-@pytest.mark.parametrize("cbs", [MetaRisk(every=1, meta_lr=.3), MetaRisk.paper("cvar", meta_lr=.3), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
-def test_mixed_samples_are_weighed_by_their_mixed_losses(mix, loss, cbs):
-    loss = own_losses.get(loss, CrossEntropyLossFlat())
-    def run(cbs):
-        learn = learner([mix(), *cbs], model=Pictures(), loss=loss)
-        for dl in learn.dls.loaders: dl.dataset.x = dl.dataset.x.view(-1, 1, 2, 3)
-        return fit(learn, 1, .005)
-    class Check(Callback):
-        order, worst = 100, 0.
-        def after_loss(self):
-            if not self.training: return
-            f, m = deepcopy(loss), self.learn.mix_up if mix is MixUp else self.learn.cut_mix
-            f.reduction = "none"
-            l = torch.lerp(f(self.pred, *m.yb1), f(self.pred, *self.yb), m.lam).sort(descending=True).values
-            want = (self.risk.weights(20).to(l) * l).sum() * self.loss / l.mean()
-            self.worst = max(self.worst, float((self.loss_grad - want).abs() / want))
-        @property
-        def risk(self):
-            return CVaR(.3) if hasattr(self.learn, "batch_risk") else self.learn.meta_risk.reducer.to_risk()
-    learn = run([deepcopy(cbs), check := Check()])
-    assert check.worst < 1e-5 and learn.loss_func is loss and loss.reduction in ("mean", "sum")
-    if isinstance(cbs, MetaRisk):
-        assert not learn.meta_risk.uniform
-        assert equal(state(run([])), state(run([MetaRisk(meta_lr=0., every=1)])))
 
 
 # --- A fit that breaks off, a second fit
