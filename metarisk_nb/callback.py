@@ -135,6 +135,7 @@ class _Weighing(Callback):
         if hasattr(self.learn, 'gan_trainer'): raise TypeError(f'{self.name} weighs one loss a sample, and a GAN trains on two that take turns: not supported')
         self._plain_loss = self.loss_func or per_sample(self.learn.loss_func)
     def after_step(self): self.n_step += 1  # optimizer steps, not batches: gradients may be accumulated
+    def after_cancel_step(self): self.n_step -= 1  # fastai calls `after_step` all the same
 
     def _targets(self):
         "This batch's targets: y, or (y, other y, share of y) where MixUp or CutMix leaves the mixing to the loss"
@@ -266,8 +267,8 @@ class MetaRisk(_Weighing):
 
     The defaults were chosen with `scripts/search_default.py` on the hyper-validation splits of scikit-learn's digits, Fashion-MNIST and CIFAR-10,
     with 0 to 50% wrong labels, and for CVaR, inverted CVaR and trimmed targets. Lesson 08 has the figures, and the tasks where they fall short."""
-    _stateattrs = ('_meta', '_whole', '_fresh', 'meta_dl')
-    meta_dl,_meta,_whole,_fresh,_stream,said = *[None] * 5,False
+    _stateattrs = ('_meta', '_whole', '_fresh', '_out', 'meta_dl')
+    meta_dl,_meta,_whole,_fresh,_out,_stream,said = *[None] * 6,False
     def __init__(self,
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
@@ -326,7 +327,7 @@ class MetaRisk(_Weighing):
 
     def before_fit(self):
         super().before_fit()
-        self._meta = self._whole = self._fresh = None
+        self._meta = self._whole = self._fresh = self._out = None
 
     def before_train(self):
         super().before_train()
@@ -335,10 +336,10 @@ class MetaRisk(_Weighing):
                             "batches would break: use it for the classifier, or a loader of unconnected sequences")
         if any(isinstance(o, nn.SyncBatchNorm) for o in self.model.modules()):
             raise TypeError('MetaRisk: SyncBatchNorm cannot be differentiated as a meta-step needs: pass sync_bn=False to distrib_ctx')
-        # an epoch draws the same, whether its run was interrupted before or not
-        self._fresh = self._stream = None
+        self._fresh = self._stream = None  # an epoch draws the same, whether its run was interrupted before or not
         if self._whole is False: self._meta = None
         self._val_batches()  # without validation data no training begins
+        self._stream = None
 
     def _create(self, n, knots):
         "A uniform reducer for batches of `n`, and its optimizer"
@@ -387,9 +388,11 @@ class MetaRisk(_Weighing):
         if n is not None and n < self.meta_bs and not self.said:
             warn(f'MetaRisk: the validation set has {n} samples, fewer than meta_bs={self.meta_bs}: it is used whole')
             self.said = True
+        if n and self._whole is None:
+            with self._own_stream(): self._whole = self._read(dl, n)
+            self._stream = None
         with self._own_stream():
             if n is None: return self._batches(dl)
-            if self._whole is None: self._whole = self._read(dl, n)
             if not self._whole: return self._batches(dl, bs=self.meta_bs, shuffle=True, drop_last=True)
             return repeat(self._whole) if n <= self.meta_bs else self._draws(self._whole, n)
 
@@ -463,10 +466,14 @@ class MetaRisk(_Weighing):
         if not classes: raise ValueError(f"meta_loss={name!r} needs logits of several classes and one label a sample: pass meta_loss='own'")
         return partial(meta_losses[name], ignore_index=getattr(self._plain_loss, 'ignore_index', -100))
 
+    def after_pred(self): self._out = self.pred  # before another callback picks one of several outputs, as RNNCallback does
+
     def _seen(self, loss):
-        "`loss` of what the Learner sees of a model's output: the first of several, where RNNCallback keeps that alone"
-        def f(out, *y): return loss(out[0] if isinstance(out, tuple) and isinstance(self.pred, Tensor) else out, *y)
-        return f
+        "`loss` of the output that the Learner's own loss sees"
+        out, pred = self._out, self.pred
+        if pred is out or not isinstance(out, (tuple, list)): return loss
+        like = [o is pred for o in out] + [getattr(o, 'shape', None) == getattr(pred, 'shape', 0) for o in out]  # the same one, or a cast of it
+        return (lambda o, *y: loss(o[like.index(True) % len(o)], *y)) if any(like) else loss
 
     def _hypergradient(self):
         "Target risk on the next validation batch, and its derivative for the logits"
@@ -523,7 +530,8 @@ class MetaRisk(_Weighing):
         # no zeros to mask in a softmax, so a product does what `weigh` does
         self.learn.loss_grad = (self._scale * w).to(l).dot(l.sort(descending=True, stable=True).values)
 
-    def after_fit(self): self._meta = self._whole = self._fresh = None
+    def after_batch(self): self._out = None
+    def after_fit(self): self._meta = self._whole = self._fresh = self._out = None
     def after_cancel_fit(self): self.after_fit()
 
     @property
@@ -554,7 +562,14 @@ class MetaRisk(_Weighing):
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
-        "Go on from a saved state"
+        "Go on from a saved state; one that does not fit changes nothing"
+        was = dict(self.__dict__)
+        try: self._load(state)
+        except Exception:
+            self.__dict__.update(was)
+            raise
+
+    def _load(self, state):
         missing = {'n', 'knots', 'logits', 'optimizer', 'n_step', 'skipped', 'failed', 'drawn', 'value', 'history'} - set(state)
         if missing: raise ValueError(f'state lacks {sorted(missing)}')
         n, knots, shape = state['n'], state['knots'], tuple(state['logits'].shape)
@@ -593,6 +608,6 @@ class MetaRisk(_Weighing):
         return self
 
     def __deepcopy__(self, memo):
-        new = copy(self)
+        memo[id(self)] = new = copy(self)
         new.__dict__.update(deepcopy(self.__getstate__(), memo), meta_dl=self.meta_dl)
         return new

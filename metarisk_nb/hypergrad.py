@@ -41,9 +41,9 @@ def _places(model):
     return [(d, n, t) for m in model.modules() for d in (m._parameters, m._buffers) for n, t in d.items() if t is not None]
 
 @contextmanager
-def _in_place(places, params, values):
-    "A model with other values in the places of `params`, and copies in the places of its buffers"
-    new = dict(zip(map(id, params), values))
+def _in_place(model, places, params, values):
+    "A model with other values in the places of `params`, copies in the places of its buffers, and attributes (a hidden state) that come back"
+    new, kept = dict(zip(map(id, params), values)), [(m.__dict__, dict(m.__dict__)) for m in model.modules()]
     for _, _, t in places:
         if not isinstance(t, nn.Parameter) and id(t) not in new: new[id(t)] = t.clone()
     try:
@@ -51,6 +51,9 @@ def _in_place(places, params, values):
         yield
     finally:
         for d, n, t in places: d[n] = t
+        for d, was in kept:
+            d.clear()
+            d.update(was)
 
 def _spread(l, group=None):
     "n losses at their places of the batch that the processes of `group` hold in parts of n: zeros elsewhere"
@@ -73,7 +76,7 @@ def _losses(model, places, params, loss_func, batch, group=None):
     (x, y), seed = map(_tuple, batch), int(torch.randint(2**31, ()))
     x = tuple(map(_channels_last, x))
     def f(theta):
-        with _in_place(places, params, theta), _seeded(seed, theta[0].device): l = loss_func(model(*x), *y)
+        with _in_place(model, places, params, theta), _seeded(seed, theta[0].device): l = loss_func(model(*x), *y)
         if not l.ndim: raise ValueError("loss_func must give one loss a sample (such as reduction='none'), not one number")
         return _spread(l.flatten().as_subclass(Tensor), group)
     images = any(t.ndim == 4 for _, _, t in places) and not torch.is_autocast_enabled(params[0].device.type)

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from fastai.basics import SGD, Adam, Callback, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, RMSProp, params, ranger, set_seed
-from fastai.callback.data import WeightedDL
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.data import WeightedDL
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
@@ -118,7 +118,7 @@ def make(d, cbs, path):
     splitter = (lambda m: [params(o) for o in m.children() if params(o)]) if d["opt"] == "groups" else None
     kw = dict(splitter=splitter) if splitter else {}
     loss = tasks[d["task"]][1][d["loss"]]
-    learn = Learner(dls, {**nets, **seg}[d["net"]](), loss, opt_func=optimizers[d["opt"]], cbs=[*cbs, *[companions[o]() for o in d["cbs"]]], path=path)
+    learn = Learner(dls, {**nets, **seg}[d["net"]](), loss, opt_func=optimizers[d["opt"]], cbs=[*cbs, *[companions[o]() for o in d["cbs"]]], path=path, **kw)
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         learn.fit(-(-3 // max(1, len(dls.train))), slice(1e-3, 1e-2))

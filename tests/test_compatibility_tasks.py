@@ -520,13 +520,9 @@ class TestHiddenState:
         def model(): return get_language_model(AWD_LSTM, 10, config={**SMALL, "output_p": .4, "tie_weights": True, "out_bias": True})
         return TestHiddenState.make(model, tokens=True, cbs=rnn_cbs(2., 1.))
 
-    disturbed = pytest.mark.xfail(strict=True, raises=AssertionError, reason="a meta-step's forward passes leave their hidden state, a plain attribute of a module, to the next batch")
-
-    @disturbed
     @pytest.mark.parametrize("n_valid", [8, 12], ids=["as many", "more"])
     def test_a_net_that_remembers(self, n_valid): trains(lambda: self.make(Remembers, n_valid, cbs=ModelResetter()), alone=None)
 
-    @disturbed
     def test_a_language_model_on_unconnected_sequences(self): trains(self.unconnected, alone=None)
 
 
@@ -652,7 +648,6 @@ class Auxiliary(nn.Module):
 
 
 class TestChosenOutput:
-    @pytest.mark.xfail(strict=True, raises=AssertionError, reason="where a callback's after_pred chooses an output, a meta-step takes the first, whichever was chosen")
     def test_a_callback_that_takes_the_second_output(self):
         class Second(Callback):
             def after_pred(self): self.learn.pred = self.pred[1] if isinstance(self.pred, tuple) else self.pred

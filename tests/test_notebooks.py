@@ -1,6 +1,7 @@
 "Every notebook runs, one pytest item each; the library and the README are what the notebooks export"
 import filecmp
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -51,3 +52,12 @@ def test_notebooks_are_small_and_keep_their_pictures():
     for fn in NBS:
         assert fn.stat().st_size < 500_000, fn.name
         assert "image/png" in fn.read_text(), f"{fn.name}: run `make outputs`"
+
+
+def test_what_the_list_of_compatibility_names_is_tested():
+    tests = "\n".join(fn.read_text() for fn in (ROOT / "tests").glob("test_*.py"))
+    defined = set(re.findall(r"(?:def|class) ([Tt]est\w+)", tests))
+    named = set(re.findall(r"`([Tt]est\w+)`", (ROOT / "nbs/09_compatibility.ipynb").read_text()))
+    assert len(named) > 50 and named <= defined, named - defined
+    classes = {o for fn in ("learner", "tasks") for o in re.findall(r"^class (Test\w+)", (ROOT / f"tests/test_compatibility_{fn}.py").read_text(), re.M)}
+    assert classes <= named, classes - named
