@@ -20,7 +20,7 @@ from warnings import warn
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Metric
-from fastai.torch_core import find_bs, get_random_states, join_path_file, rank_distrib, set_random_states, set_seed, to_device
+from fastai.torch_core import find_bs, get_random_states, join_path_file, num_distrib, rank_distrib, set_random_states, set_seed, to_device
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader as TorchLoader, RandomSampler, SequentialSampler
@@ -71,7 +71,7 @@ class RiskMetric(Metric):
     def reset(self): self.losses = []
     def accumulate(self, learn):
         f = self.loss_func or per_sample(learn.loss_func)
-        self.losses.append(sample_losses(f, learn.pred, *learn.yb).detach().cpu())
+        self.losses.append(learn.to_detach(sample_losses(f, learn.pred, *learn.yb)))  # of all processes
     @property
     def value(self): return self.risk(torch.cat(self.losses)).item() if self.losses else None
     @property
@@ -101,6 +101,9 @@ class History:
         keep = [i for i, s in enumerate(self.steps) if s % self.every == 0]
         self.steps = [self.steps[i] for i in keep]
         self._rows[:len(keep)] = self._rows[keep]
+    def to(self, device):
+        "Keep the rows on `device`"
+        if self._rows is not None: self._rows = self._rows.to(device)
     def __len__(self): return len(self.steps)
     def __repr__(self): return f'History of {len(self)} rows, steps {self.steps[:1]} to {self.steps[-1:]}'
     def _kept(self):
@@ -163,10 +166,12 @@ class _Weighing(Callback):
         return self.model.process_group if isinstance(self.model, DistributedDataParallel) else None
 
     def _joined(self, l):
-        "The losses of all processes, of which this one's carry a gradient: times the processes, since those are averaged"
-        if self._group is None: return l
-        l = _spread(l, self._group)
-        return _summed([l], self._group)[0] + self._group.size() * (l - l.detach())
+        "The losses of all processes, of which this one's carry a gradient: times the processes, since gradients are averaged"
+        group = self._group
+        if group is None: return l
+        own = l.clone()
+        own.register_hook(lambda g: group.size() * g)
+        return torch.where(_spread(torch.ones_like(l), group) > 0, _spread(own, group), _summed([_spread(l, group)], group)[0])
 
 class BatchRisk(_Weighing):
     "Train on a hand-made risk of each batch (the paper's batch ρ), or replay a schedule of weights"
@@ -214,13 +219,14 @@ def _endless(dl):
 
 def _n_items(dl):
     "How many samples a loader gives in one pass; None when it does not know"
-    if hasattr(dl, 'n'): return dl.n
+    if hasattr(dl, 'n'): return None if dl.bs is None else dl.n  # without a batch size, `n` counts ready batches
     try: return None if dl.batch_size is None else len(dl.sampler)  # a subset's sampler is shorter than the data set
     except (AttributeError, TypeError): return None
 
 def _reload(dl, **kwargs):
     "A copy of a loader with another `bs`, `shuffle` or `drop_last`, which draws from the current random stream"
     if hasattr(dl, 'new'):
+        if not dl.indexed: kwargs.pop('shuffle', None)
         forgotten = {k: getattr(dl, k) for k in ('wgts', 'partial_n') if hasattr(dl, k)}  # by fastai's own `new`
         return dl.new(**forgotten, **kwargs)
     if _n_items(dl) is None: return dl
@@ -323,11 +329,12 @@ class MetaRisk(_Weighing):
     def reset(self):
         "Forget what was learned: the next fit begins anew"
         self.reducer = self.history = self.opt_phi = self._w = self.last_step = None
-        self.n_step,self.drawn,self.skipped,self.failed,self.uniform,self.value = 0,0,0,0,True,float('nan')
+        self.n_step,self.passes,self.drawn,self.skipped,self.failed,self.uniform,self.value = 0,0.,0,0,0,True,float('nan')
 
     def before_fit(self):
         super().before_fit()
         self._meta = self._whole = self._fresh = self._out = None
+        self.failed = 0
 
     def before_train(self):
         super().before_train()
@@ -358,13 +365,14 @@ class MetaRisk(_Weighing):
             self._create(n, self._knots(n))
         if self.reducer.logits.device != l.device:
             self.reducer.to(l.device)
+            self.history.to(l.device)
             self.opt_phi.load_state_dict(self.opt_phi.state_dict())  # moves Adam's averages along
             self._moved()
 
     def _size(self):
         "Samples in a training batch, of all processes together; None where nobody knows"
         n = _batch_size(self._train_dl)
-        return n and n * (self._group.size() if self._group else 1)
+        return n and n * (num_distrib() if hasattr(self.learn, 'distributed_trainer') else 1)
 
     def _knots(self, n): return self.knots if self.knots and self.knots < n else None
 
@@ -394,6 +402,7 @@ class MetaRisk(_Weighing):
         with self._own_stream():
             if n is None: return self._batches(dl)
             if not self._whole: return self._batches(dl, bs=self.meta_bs, shuffle=True, drop_last=True)
+            n = find_bs(self._whole)  # a loader may leave samples out
             return repeat(self._whole) if n <= self.meta_bs else self._draws(self._whole, n)
 
     def _read(self, dl, n):
@@ -442,6 +451,7 @@ class MetaRisk(_Weighing):
         dl, group = self._train_dl, self._group
         if group is None: return self._batches(dl)
         n = _batch_size(dl)
+        if n * group.size() > _n_items(dl): raise ValueError(f'MetaRisk: fresh batches for {group.size()} processes need {n * group.size()} training samples, there are {_n_items(dl)}')
         part = slice(group.rank() * n, (group.rank() + 1) * n)
         return (_rows(b, part) for b in self._batches(dl, bs=n * group.size(), drop_last=True))
 
@@ -493,11 +503,11 @@ class MetaRisk(_Weighing):
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         return torch.autocast(device, torch.bfloat16, half and self.n_inner == 1 and self.method != 'finite_difference')
 
-    def _passes(self, n):
-        "Passes over the training data at the end of this step, in batches of `n`; epochs of this fit where nobody knows how long a pass is"
+    def _of_a_pass(self, n):
+        "Share that a batch of `n` has in a pass over the training data; in an epoch, where nobody knows how long a pass is"
         dl = self._train_dl
-        try: return (self.n_step + 1) * n / min(len(dl.dataset), _n_items(dl))
-        except (AttributeError, TypeError): return self.pct_train * self.n_epoch
+        try: return n / min(len(dl.dataset), _n_items(dl))
+        except (AttributeError, TypeError): return 1 / self.n_iter
 
     def meta_step(self):
         "Move the logits along the hypergradient; a gradient that is not finite is skipped and counted"
@@ -508,19 +518,19 @@ class MetaRisk(_Weighing):
             self.skipped, self.failed = self.skipped + 1, self.failed + 1
             if self.failed == patience:
                 warn(f'MetaRisk: {patience} meta-gradients in a row were not finite, so there are no more meta-steps: training goes on '
-                     'with the weights as they are; learn.meta_risk.reset() begins anew')
+                     'with the weights as they are, and the next fit tries again')
             return
         self.failed = 0
-        done = self._passes(len(self._w))
-        self.reducer.logits.grad, self.opt_phi.param_groups[0]['lr'] = grad, self.meta_lr * _part(done, self.warmup)
+        self.reducer.logits.grad, self.opt_phi.param_groups[0]['lr'] = grad, self.meta_lr * _part(self.passes, self.warmup)
         self.opt_phi.step()
-        self.reducer.keep_ess(self.floor * self.share * (1 - _part(done, self.relax)))
+        self.reducer.keep_ess(self.floor * self.share * (1 - _part(self.passes, self.relax)))
         self.uniform = not self.reducer.logits.any()
         self._moved()
 
     def after_loss(self):
         l = self._losses()
         self._ready(l)
+        self.passes += self._of_a_pass(len(l))
         if self.n_step != self.last_step:  # the first batch, or the optimizer has moved since
             self.last_step = self.n_step
             if self.n_step % self.every == 0 and self.failed < patience: self.meta_step()
@@ -557,7 +567,7 @@ class MetaRisk(_Weighing):
         g, h = self.reducer, self.history
         history = dict(every=h.every, steps=list(h.steps), weights=h.weights, values=h.values)
         return dict(n=g.n, knots=g.knots, logits=g.logits.detach().clone(), optimizer=self.opt_phi.state_dict(),
-                    n_step=self.n_step, skipped=self.skipped, failed=self.failed, drawn=self.drawn, value=float(self.value), history=history)
+                    n_step=self.n_step, skipped=self.skipped, passes=self.passes, drawn=self.drawn, value=float(self.value), history=history)
 
     def load_state_dict(self,
         state:dict, # From `state_dict`
@@ -570,27 +580,31 @@ class MetaRisk(_Weighing):
             raise
 
     def _load(self, state):
-        missing = {'n', 'knots', 'logits', 'optimizer', 'n_step', 'skipped', 'failed', 'drawn', 'value', 'history'} - set(state)
+        missing = {'n', 'knots', 'logits', 'optimizer', 'n_step', 'skipped', 'passes', 'drawn', 'value', 'history'} - set(state)
         if missing: raise ValueError(f'state lacks {sorted(missing)}')
         n, knots, shape = state['n'], state['knots'], tuple(state['logits'].shape)
         if shape != (knots or n,): raise ValueError(f'state has logits of shape {shape}, but n={n} and knots={knots}')
         now = self._size() if self.learn else None
-        if knots != self._knots(n) or (knots is None and now not in (None, n)):
+        if knots != self._knots(n) or (knots is None and now not in (None, n) and getattr(self.reducer, 'n', None) != n):
             raise ValueError(f'state is of a reducer with n={n} and knots={knots}, this MetaRisk has n={now} and knots={self.knots}')
         self._create(n, knots)
         with torch.no_grad(): self.reducer.logits.copy_(state['logits'])
         self.opt_phi.load_state_dict(state['optimizer'])
-        for o in ('n_step', 'skipped', 'failed', 'drawn', 'value'): setattr(self, o, state[o])
+        for o in ('n_step', 'skipped', 'passes', 'drawn', 'value'): setattr(self, o, state[o])
         self.last_step, h = None, state['history']
         self._moved()
         for row in zip(h['steps'], h['weights'], h['values']): self.history.add(*row)
         self.history.every, self.uniform = h['every'], not self.reducer.logits.any()
 
+    def _path(self, file):
+        if self.learn is None: raise RuntimeError('MetaRisk is in no Learner, whose folder would hold the file: use state_dict and load_state_dict')
+        return join_path_file(file, self.learn.path/self.learn.model_dir, ext='.pth')
+
     def save(self,
         file, # Name of a file in `learn.path/learn.model_dir`, or a path
     ):        # Its path
         "Write `state_dict`, as `learn.save` does for the model; a file that is there is whole"
-        file = join_path_file(file, self.learn.path/self.learn.model_dir, ext='.pth')
+        file = self._path(file)
         if rank_distrib(): return file
         tmp = file.with_name(f'.{file.name}.{uuid4().hex}.tmp')
         try:
@@ -603,8 +617,7 @@ class MetaRisk(_Weighing):
         file, # As in `save`
     ):
         "Go on from a saved file"
-        file = join_path_file(file, self.learn.path/self.learn.model_dir, ext='.pth')
-        self.load_state_dict(torch.load(file, map_location='cpu', weights_only=True))
+        self.load_state_dict(torch.load(self._path(file), map_location='cpu', weights_only=True))
         return self
 
     def __deepcopy__(self, memo):

@@ -43,7 +43,7 @@ def _places(model):
 @contextmanager
 def _in_place(model, places, params, values):
     "A model with other values in the places of `params`, copies in the places of its buffers, and attributes (a hidden state) that come back"
-    new, kept = dict(zip(map(id, params), values)), [(m.__dict__, dict(m.__dict__)) for m in model.modules()]
+    new, kept = dict(zip(map(id, params), values)), [(o, dict(o)) for m in model.modules() for o in (m.__dict__, m._buffers)]
     for _, _, t in places:
         if not isinstance(t, nn.Parameter) and id(t) not in new: new[id(t)] = t.clone()
     try:

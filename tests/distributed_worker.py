@@ -8,10 +8,10 @@ from pathlib import Path
 import fastai.distributed as fd
 import torch
 from common import fit, learner, state, tensors
-from fastai.basics import Callback
+from fastai.basics import Callback, CrossEntropyLossFlat
 from torch import nn
 
-from metarisk_nb.callback import BatchRisk, MetaRisk
+from metarisk_nb.callback import BatchRisk, MetaRisk, RiskMetric
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
@@ -49,8 +49,9 @@ def joined(n, bs, world):
     return torch.arange(n).view(world, -1, bs).transpose(0, 1).flatten()
 
 
-def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, **kw):
-    learn = learner({"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind], model=model(), shuffle=False, bs=10 * (join or 1))
+def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, reduction="mean", **kw):
+    learn = learner({"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind], model=model(), shuffle=False, bs=10 * (join or 1), loss=CrossEntropyLossFlat(reduction=reduction),
+                    metrics=[RiskMetric("cvar:.3")])
     if bn: learn.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
     learn.path, learn.look = Path(out), None
     look = Look(die)
@@ -63,11 +64,13 @@ def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=Fa
         learn.dls.train.dataset = type(data)(x[order], y[order])
         if hasattr(learn, "meta_risk"): learn.meta_risk._fresh_batches = lambda: learn.meta_risk._batches(whole)
         fit(learn, epochs)
+        with learn.no_bar(): risk = learn.validate()[1]
     else:
         with learn.distrib_ctx(sync_bn=sync_bn, cpu=True):
             if start: learn.load("model"); learn.meta_risk.load("meta")
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, .1, start_epoch=start)
-    return dict(theta=state(learn), phi=look.rows)
+            with learn.no_bar(): risk = learn.validate()[1]
+    return dict(theta=state(learn), phi=look.rows, risk=torch.tensor([risk]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from fastai.callback.core import CancelFitException
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle)
+from fastai.callback.training import GradientAccumulation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -104,7 +105,14 @@ def test_without_a_known_length_epochs_count_as_passes():
         def __init__(self, data): self.data, self.x = data, data.x
         def __getitem__(self, i): return self.data[i]
     learn.dls.train.dataset = Unsized(learn.dls.train.dataset)
-    assert fit(learn, 3).rates.seen == pytest.approx([.4 * min(1., i / 20) for i in range(30)])
+    assert fit(learn, 3).rates.seen == pytest.approx([.4 * min(1., i / 20) for i in range(1, 31)])
+
+
+def test_passes_are_counted_in_samples_not_in_steps():
+    learn = fit(learner([MetaRisk(every=1), GradientAccumulation(60)]), 3)
+    assert learn.meta_risk.n_step == 10 and learn.meta_risk.passes == pytest.approx(3)
+    learn.dls = learner(bs=40).dls
+    assert fit(learn, 2).meta_risk.passes == pytest.approx(5)
 
 
 @pytest.mark.parametrize("relax, want", [(4, [.6 * (1 - i / 40) for i in range(1, 41)] + [0] * 10), (0, [0] * 50)])

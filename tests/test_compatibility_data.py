@@ -11,6 +11,8 @@ from fastai.callback.data import WeightedDL
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation
+from fastai.data.load import DataLoader as FastaiLoader
+from fastai.data.load import SkipItemException
 from fastai.losses import FocalLossFlat, LabelSmoothingCrossEntropyFlat
 from torch import nn
 
@@ -332,3 +334,27 @@ def test_mae_is_for_class_labels():
         learn = learner(MetaRisk(meta_loss="mae"), loss=nn.MSELoss(), model=nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)))
         for dl in learn.dls.loaders: dl.dataset.y = dl.dataset.y.float()
         fit(learn)
+
+
+class Some(torch.utils.data.Dataset):
+    "Every third sample is left out by fastai's loader"
+    def __init__(self, n, seed): self.x, self.y = tensors(n, seed)
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i):
+        if i % 3 == 0: raise SkipItemException
+        return self.x[i], self.y[i]
+
+
+@pytest.mark.parametrize("meta_bs", [30, 55])
+def test_a_loader_that_leaves_samples_out(meta_bs):
+    learn = learner(MetaRisk(every=1, meta_bs=meta_bs))
+    learn.dls = DataLoaders(FastaiLoader(Some(100, 0), bs=10, shuffle=True, num_workers=0), FastaiLoader(Some(90, 1), bs=10, num_workers=0))
+    assert not fit(learn).meta_risk.uniform
+
+
+def test_a_loader_of_ready_batches():
+    batches = [[o[i:i + 20] for o in tensors(200, 0)] for i in range(0, 200, 20)]
+    learn = learner(MetaRisk(every=1, meta_bs=30))
+    learn.dls = DataLoaders(*[FastaiLoader(batches, bs=None, num_workers=0) for _ in range(2)])
+    meta = fit(learn).meta_risk
+    assert not meta.uniform and meta.passes == pytest.approx(2) and meta.reducer.n == 20

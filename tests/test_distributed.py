@@ -62,6 +62,7 @@ def test_two_processes_learn_what_one_learns_from_the_joined_batches(i, results,
     c = distributed_worker.run(tmp_path, join=2, **settings)
     assert close(a["theta"], b["theta"], 1e-45) and close(a["theta"], c["theta"], 1e-4) and close(a["phi"], c["phi"], 1e-3)
     assert not a["phi"] or a["phi"][-1].abs().max() > .05
+    assert close(a["risk"], b["risk"], 1e-6) and close(a["risk"], c["risk"], 1e-3)  # of the whole validation set
 
 
 def test_synchronised_batch_norm_is_refused():
