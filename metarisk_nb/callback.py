@@ -153,12 +153,10 @@ class _Weighing(Callback):
         return other.lerp(one, y[-1].to(one))
 
     def _losses(self):
-        "This batch's losses; times `_scale` their mean is the Learner's own loss, whatever its reduction or weights"
+        "This batch's losses, and the scale at which their mean is the Learner's own loss, whatever its reduction or weights"
         l = self._loss(self.pred, *self._targets())
-        if self.loss_func is None:
-            whole, mean = _summed([_plain(self.learn.loss.detach()), l.detach().mean()], self._group)
-            self._scale = (whole / mean).nan_to_num(1., 1., 1.)
-        return self._joined(l)
+        if self.loss_func is None: self._scale = (_plain(self.learn.loss.detach()) / l.detach().mean()).nan_to_num(1., 1., 1.)
+        return (l, self._scale) if self._group is None else (self._joined(self._scale * l), 1.)  # each process has a scale of its own
 
     @property
     def _group(self):
@@ -167,9 +165,7 @@ class _Weighing(Callback):
 
     def _joined(self, l):
         "The losses of all processes, of which this one's carry a gradient: times the processes, since gradients are averaged"
-        group = self._group
-        if group is None: return l
-        own = l.clone()
+        group, own = self._group, l.clone()
         own.register_hook(lambda g: group.size() * g)
         return torch.where(_spread(torch.ones_like(l), group) > 0, _spread(own, group), _summed([_spread(l, group)], group)[0])
 
@@ -184,7 +180,8 @@ class BatchRisk(_Weighing):
         self.risk, self.loss_func = risk if isinstance(risk, History) else as_risk(risk), loss_func
     def after_loss(self):
         risk = self.risk.at(self.n_step) if isinstance(self.risk, History) else self.risk
-        self.learn.loss_grad = risk(self._losses()) * self._scale
+        l, scale = self._losses()
+        self.learn.loss_grad = risk(l) * scale
 
 # %% ../nbs/03_callback.ipynb #1d88ad81
 def gce_loss(
@@ -274,7 +271,7 @@ class MetaRisk(_Weighing):
     The defaults were chosen with `scripts/search_default.py` on the hyper-validation splits of scikit-learn's digits, Fashion-MNIST and CIFAR-10,
     with 0 to 50% wrong labels, and for CVaR, inverted CVaR and trimmed targets. Lesson 08 has the figures, and the tasks where they fall short."""
     _stateattrs = ('_meta', '_whole', '_fresh', '_out', 'meta_dl')
-    meta_dl,_meta,_whole,_fresh,_out,_stream,said = *[None] * 6,False
+    meta_dl,_meta,_whole,_fresh,_out,_stream,_pass,said = *[None] * 7,False
     def __init__(self,
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
@@ -346,7 +343,7 @@ class MetaRisk(_Weighing):
         self._fresh = self._stream = None  # an epoch draws the same, whether its run was interrupted before or not
         if self._whole is False: self._meta = None
         self._val_batches()  # without validation data no training begins
-        self._stream = None
+        self._stream, self._pass = None, self._pass_size()
 
     def _create(self, n, knots):
         "A uniform reducer for batches of `n`, and its optimizer"
@@ -503,11 +500,11 @@ class MetaRisk(_Weighing):
         half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
         return torch.autocast(device, torch.bfloat16, half and self.n_inner == 1 and self.method != 'finite_difference')
 
-    def _of_a_pass(self, n):
-        "Share that a batch of `n` has in a pass over the training data; in an epoch, where nobody knows how long a pass is"
+    def _pass_size(self):
+        "Samples in a pass over the training data; None where nobody knows, and an epoch counts as one"
         dl = self._train_dl
-        try: return n / min(len(dl.dataset), _n_items(dl))
-        except (AttributeError, TypeError): return 1 / self.n_iter
+        try: return min(len(dl.dataset), _n_items(dl))
+        except (AttributeError, TypeError): return None
 
     def meta_step(self):
         "Move the logits along the hypergradient; a gradient that is not finite is skipped and counted"
@@ -528,9 +525,9 @@ class MetaRisk(_Weighing):
         self._moved()
 
     def after_loss(self):
-        l = self._losses()
+        l, scale = self._losses()
         self._ready(l)
-        self.passes += self._of_a_pass(len(l))
+        self.passes += len(l) / self._pass if self._pass else 1 / self.n_iter
         if self.n_step != self.last_step:  # the first batch, or the optimizer has moved since
             self.last_step = self.n_step
             if self.n_step % self.every == 0 and self.failed < patience: self.meta_step()
@@ -538,7 +535,7 @@ class MetaRisk(_Weighing):
         if self.uniform: return  # the Learner's own loss, to the last bit
         w = self._w if len(l) == len(self._w) else self.reducer.weights(len(l)).detach()
         # no zeros to mask in a softmax, so a product does what `weigh` does
-        self.learn.loss_grad = (self._scale * w).to(l).dot(l.sort(descending=True, stable=True).values)
+        self.learn.loss_grad = (scale * w).to(l).dot(l.sort(descending=True, stable=True).values)
 
     def after_batch(self): self._out = None
     def after_fit(self): self._meta = self._whole = self._fresh = self._out = None

@@ -49,8 +49,8 @@ def joined(n, bs, world):
     return torch.arange(n).view(world, -1, bs).transpose(0, 1).flatten()
 
 
-def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, reduction="mean", **kw):
-    learn = learner({"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind], model=model(), shuffle=False, bs=10 * (join or 1), loss=CrossEntropyLossFlat(reduction=reduction),
+def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, reduction="mean", weight=None, **kw):
+    learn = learner({"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind], model=model(), shuffle=False, bs=10 * (join or 1), loss=CrossEntropyLossFlat(reduction=reduction, weight=weight and torch.tensor(weight)),
                     metrics=[RiskMetric("cvar:.3")])
     if bn: learn.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
     learn.path, learn.look = Path(out), None

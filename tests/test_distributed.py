@@ -45,11 +45,13 @@ def close(a, b, eps): return all((x - y).abs().max() < eps for x, y in zip(a, b)
 
 SETTINGS = [dict(kind="plain"), dict(kind="batch", risk="cvar:.3"), dict(), dict(n_inner=3), dict(n_inner=3, method="finite_difference", meta_bs=30),
             dict(n_inner=2, fresh=True, knots=None, risk="cvar:.3"), dict(bn=True, epochs=1)]
+WEIGHED = dict(weight=[.2, 1., 3.], reduction="sum")
+OWN = [dict(kind="plain", **WEIGHED), dict(kind="batch", risk="expected", **WEIGHED), dict(meta_lr=1e-7, **WEIGHED)]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    got = two(tmp_path_factory.mktemp("two"), *SETTINGS)
+    got = two(tmp_path_factory.mktemp("two"), *SETTINGS, *OWN)
     assert isinstance(got, list), got
     return got
 
@@ -63,6 +65,11 @@ def test_two_processes_learn_what_one_learns_from_the_joined_batches(i, results,
     assert close(a["theta"], b["theta"], 1e-45) and close(a["theta"], c["theta"], 1e-4) and close(a["phi"], c["phi"], 1e-3)
     assert not a["phi"] or a["phi"][-1].abs().max() > .05
     assert close(a["risk"], b["risk"], 1e-6) and close(a["risk"], c["risk"], 1e-3)  # of the whole validation set
+
+
+def test_uniform_weights_are_the_own_loss_of_each_process(results):
+    plain, *others = [a for a, _ in results[len(SETTINGS):]]
+    assert all(close(plain["theta"], o["theta"], 1e-3) for o in others) and others[1]["phi"][-1].any()
 
 
 def test_synchronised_batch_norm_is_refused():
