@@ -43,14 +43,13 @@ def _places(model):
 @contextmanager
 def _in_place(model, places, params, values):
     "A model with other values in the places of `params`, copies in the places of its buffers, and attributes (a hidden state) that come back"
-    new, kept = dict(zip(map(id, params), values)), [(o, dict(o)) for m in model.modules() for o in (m.__dict__, m._buffers)]
+    new, kept = dict(zip(map(id, params), values)), [(o, dict(o)) for m in model.modules() for o in (m.__dict__, m._parameters, m._buffers)]
     for _, _, t in places:
         if not isinstance(t, nn.Parameter) and id(t) not in new: new[id(t)] = t.clone()
     try:
         for d, n, t in places: d[n] = new.get(id(t), t)
         yield
     finally:
-        for d, n, t in places: d[n] = t
         for d, was in kept:
             d.clear()
             d.update(was)

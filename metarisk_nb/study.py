@@ -21,7 +21,6 @@ from functools import lru_cache, partial
 from itertools import count, islice
 from numbers import Real
 from pathlib import Path
-from uuid import uuid4
 
 import fastai
 import fastai.callback.progress, fastai.callback.schedule  # they add `no_bar` and `fit_one_cycle` to Learner
@@ -41,7 +40,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import metarisk_nb
-from .callback import BatchRisk, MetaRisk, gce_loss
+from .callback import BatchRisk, MetaRisk, _replacing, gce_loss
 from .data import (TensorDL, _bundled, cifar10_arrays, cnn, data_path, fashion_classes, four_way, mlp,
                               noise_kinds, resnet18_32)
 from .risk import ICVaR, as_risk
@@ -52,12 +51,9 @@ def _kept(fn, make):
     try:
         with np.load(fn, allow_pickle=False) as z: return dict(z)
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile): d = make()
-    tmp = fn.with_name(f'.{fn.name}.{uuid4().hex}.tmp')
     try:
-        with open(tmp, 'wb') as f: np.savez(f, **d)
-        os.replace(tmp, fn)
+        with _replacing(fn) as tmp, open(tmp, 'wb') as f: np.savez(f, **d)
     except OSError as e: warnings.warn(f'{fn} could not be written, so the next process decodes the images again: {e}')
-    finally: tmp.unlink(missing_ok=True)
     return d
 
 # %% ../nbs/05_study.ipynb #0ae3334f
@@ -389,13 +385,9 @@ def _train(run, path=None):
 def _store(store): return Path(store) if store is not None else Path('nbs/results') if Path('nbs').is_dir() else Path('results')
 
 def _put(fn, text):
-    "Write to a temporary name, then rename: a file is whole or not there"
+    "Write a whole file or none, in a folder that may not be there yet"
     fn.parent.mkdir(parents=True, exist_ok=True)
-    tmp = fn.with_name(f'.{fn.stem}.{uuid4().hex}.tmp')
-    try:
-        tmp.write_text(text)
-        os.replace(tmp, fn)
-    finally: tmp.unlink(missing_ok=True)
+    with _replacing(fn) as tmp: tmp.write_text(text)
 
 def _write(fn, rec): _put(fn, json.dumps(dict(rec, check=_hash(rec))))
 

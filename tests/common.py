@@ -3,7 +3,8 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from fastai.basics import SGD, CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, set_seed
+from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle)
 from torch import nn
 
@@ -44,3 +45,12 @@ def equal(a, b): return all(torch.equal(x, y) for x, y in zip(a, b))
 
 
 def ce(pred, y): return F.cross_entropy(pred, y, reduction="none")
+
+
+class Half(Callback):
+    "bfloat16 autocast on the CPU from the forward pass to the loss, as fastai's MixedPrecision does on a GPU"
+    order = MixedPrecision.order
+    def before_batch(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.autocast.__enter__()
+    def after_pred(self): self.learn.pred = self.pred.float()
+    def after_loss(self): self.autocast.__exit__(None, None, None)
+    def after_cancel_batch(self): self.autocast.__exit__(None, None, None)

@@ -37,8 +37,8 @@ class Look(Callback):
         if self.learn.train_iter == self.die: os._exit(9)
     def after_epoch(self):
         if not fd.rank_distrib():
-            with torch.no_grad(): self.learn.save("model")
-            self.learn.meta_risk.save("meta") if hasattr(self.learn, "meta_risk") else None
+            self.learn.save("model")
+            if hasattr(self.learn, "meta_risk"): self.learn.meta_risk.save("meta")
 
 
 def model(): torch.manual_seed(0); return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
@@ -50,11 +50,11 @@ def joined(n, bs, world):
 
 
 def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, reduction="mean", weight=None, **kw):
-    learn = learner({"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind], model=model(), shuffle=False, bs=10 * (join or 1), loss=CrossEntropyLossFlat(reduction=reduction, weight=weight and torch.tensor(weight)),
-                    metrics=[RiskMetric("cvar:.3")])
+    cbs = {"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind]
+    loss = CrossEntropyLossFlat(reduction=reduction, weight=weight and torch.tensor(weight))
+    learn = learner(cbs, model=model(), shuffle=False, bs=10 * (join or 1), loss=loss, metrics=[RiskMetric("cvar:.3")])
     if bn: learn.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
-    learn.path, learn.look = Path(out), None
-    look = Look(die)
+    learn.path, look = Path(out), Look(die)
     learn.add_cb(look)
     if join:
         order = joined(200, 10, join)

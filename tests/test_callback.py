@@ -9,10 +9,9 @@ from itertools import cycle
 import pytest
 import torch
 import torch.nn.functional as F
-from common import CPU, ce, fit, learner, net, state, tensors
+from common import CPU, Half, ce, fit, learner, net, state, tensors
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, OptimWrapper, accuracy, set_seed
 from fastai.callback.core import CancelFitException
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle)
 from fastai.callback.training import GradientAccumulation
@@ -123,13 +122,6 @@ def test_the_floor_falls_over_passes_and_goes_on_in_the_next_fit(relax, want):
     learn.meta_risk.reducer.keep_ess = lambda share: (seen.append(share), keep(share))
     fit(learn, 4)
     assert seen == pytest.approx(want[10:], abs=1e-9)
-
-
-class Half(Callback):
-    "bfloat16 autocast from the forward pass to the loss, as fastai's MixedPrecision does on a GPU"
-    order = MixedPrecision.order
-    def before_batch(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.autocast.__enter__()
-    def after_loss(self): self.autocast.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize("kw, half", [({}, True), ({"n_inner": 2}, False), ({"method": "finite_difference"}, False)], ids=str)

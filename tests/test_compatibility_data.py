@@ -5,10 +5,9 @@ from copy import deepcopy
 import pytest
 import torch
 import torch.nn.functional as F
-from common import ce, equal, fit, learner, net, state, tensors
+from common import Half, ce, equal, fit, learner, net, state, tensors
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, DataLoaders, Learner, set_seed
 from fastai.callback.data import WeightedDL
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation
 from fastai.data.load import DataLoader as FastaiLoader
@@ -297,14 +296,6 @@ def test_once_differentiable_functions_are_named_and_first_order_needs_none_of_t
 
 
 # --- Precision
-
-class Half(Callback):
-    "Autocast on the CPU from the forward pass to the loss, as fastai's MixedPrecision does on a GPU"
-    order = MixedPrecision.order
-    def before_batch(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.autocast.__enter__()
-    def after_pred(self): self.learn.pred = self.pred.float()
-    def after_loss(self): self.autocast.__exit__(None, None, None)
-
 
 @pytest.mark.parametrize("kw", [{}, {"n_inner": 3}, {"n_inner": 3, "method": "finite_difference"}], ids=str)
 def test_bfloat16_learns_the_same_weights_within_its_precision(kw):

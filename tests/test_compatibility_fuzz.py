@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from fastai.basics import SGD, Adam, Callback, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, RMSProp, params, ranger, set_seed
+from common import Half
+from fastai.basics import SGD, Adam, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, RMSProp, params, ranger, set_seed
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.data import WeightedDL
 from fastai.callback.fp16 import MixedPrecision
@@ -59,14 +60,6 @@ nets = dict(
     attention=Attention, two=Two)
 seg = dict(seg=lambda: nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, C, 1)),
            up=lambda: nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.ConvTranspose2d(8, C, 2, 2)))
-
-
-class Half(Callback):
-    order = MixedPrecision.order
-    def before_batch(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.autocast.__enter__()
-    def after_pred(self): self.learn.pred = self.pred.float()
-    def after_loss(self): self.autocast.__exit__(None, None, None)
-    def after_cancel_batch(self): self.autocast.__exit__(None, None, None)
 
 
 companions = dict(mixup=MixUp, cutmix=CutMix, accumulate=lambda: GradientAccumulation(8), clip=lambda: GradientClip(.1), last=ChannelsLast, half=Half, fp16=MixedPrecision,

@@ -41,7 +41,7 @@ from fastai.vision.all import (
 from PIL import Image
 from torch import nn
 
-from metarisk_nb.callback import BatchRisk, MetaRisk, patience
+from metarisk_nb.callback import BatchRisk, MetaRisk
 from metarisk_nb.data import TensorDL, TensorSet
 
 matplotlib.use("Agg")
@@ -527,9 +527,9 @@ class TestNotFinite:
         assert torch.equal(w[6], w[3]) and not torch.equal(w[7], w[6]) and meta.history.values[4:7].isnan().all()
 
     def test_twenty_in_a_row_end_the_meta_steps_of_a_fit(self):
-        learn, said = self.run(range(5, 5 + patience))
+        learn, said = self.run(range(5, 5 + MetaRisk.patience))
         meta, theta = learn.meta_risk, state(learn)
-        assert patience == 20 and meta.skipped == meta.failed == 20 and len(said) == 2 and "the next fit tries again" in said[1]
+        assert MetaRisk.patience == 20 and meta.skipped == meta.failed == 20 and len(said) == 2 and "the next fit tries again" in said[1]
         w = meta.history.weights
         assert meta.n_step == 50 and torch.equal(w[4], w[-1]) and w.isfinite().all() and not meta.uniform
         meta.meta_loss = "own"
