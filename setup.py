@@ -25,7 +25,7 @@ setup(
     include_package_data=False,
     package_data={cfg["lib_path"]: ["data/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={o: cfg[f"{o}_requirements"].split() for o in ("dev", "bench", "distributed")},
-    entry_points={"nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    extras_require={o: cfg[f"{o}_requirements"].split() for o in ("dev", "bench", "distributed", "cluster")},
+    entry_points={"console_scripts": [f"metarisk_study={cfg['lib_path']}.scales:main"], "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

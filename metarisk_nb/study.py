@@ -7,16 +7,22 @@ __all__ = ['cifar10_classes', 'study_data', 'recipes', 'rules', 'network', 'Step
            'load_results', 'record', 'history']
 
 # %% ../nbs/05_study.ipynb #b279df3f
+import gc
 import hashlib
 import inspect
 import json
 import os
+import pickle
 import platform
 import re
+import subprocess
+import sys
 import time
 import warnings
 import zipfile
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache, partial
 from itertools import count, islice
 from numbers import Real
@@ -28,22 +34,22 @@ import fastprogress.fastprogress as fp
 import numpy as np
 import pandas as pd
 import torch
-from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import SGD
 from fastai.torch_core import no_random
 from filelock import FileLock, Timeout
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import metarisk_nb
-from .callback import BatchRisk, MetaRisk, _replacing, gce_loss
-from .data import (TensorDL, _bundled, cifar10_arrays, cnn, data_path, fashion_classes, four_way, mlp,
-                              noise_kinds, resnet18_32)
-from .risk import ICVaR, as_risk
+from .callback import BatchRisk, History, MetaRisk, _replacing, gce_loss
+from .data import (RandomCropFlip, TensorDL, TensorSet, _bundled, cifar10_arrays, cnn, data_path, fashion_classes, four_way, mlp,
+                              noise_kinds, resnet18_32, shifts)
+from .risk import ICVaR, Spectral, as_risk
 
 # %% ../nbs/05_study.ipynb #50637c87
 def _kept(fn, make):
@@ -97,7 +103,7 @@ def _cifar10_cut(path):
 cifar10_classes = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 study_data = dict(digits=(_digits, [str(i) for i in range(10)]), fashion_mini=(_fashion, fashion_classes),
                   cifar10_cut=(_cifar10_cut, cifar10_classes), cifar10=(_cifar10, cifar10_classes)) # Name -> (arrays, classes)
-_shares = dict(digits=(1000/1400, 200/1400))
+_shares = dict(digits=(1000/1400, 200/1400)) # Of train and meta-validation, where not .9 and .05
 _n_classes = 10  # of all of them
 
 @lru_cache(maxsize=2)
@@ -145,6 +151,7 @@ class StepsDL(TensorDL):
     def __init__(self, dataset, bs=100, shuffle=True, steps=None, **kwargs):
         if not 1 <= bs <= len(dataset): raise ValueError(f'bs must be from 1 to the {len(dataset)} training samples, got {bs}')
         super().__init__(dataset, bs, shuffle, **{**kwargs, 'drop_last': True})
+        dataset.split_idx = 0  # augmented, whatever it was before
         self.n = bs * (steps or len(dataset) // bs)
     def get_idxs(self):
         "Places of all samples to come; what would not fill a batch is left out of a pass"
@@ -157,10 +164,24 @@ class _NoValid(Callback):
     "A study measures for itself, at the end"
     def before_validate(self): raise CancelValidException
 
-def _one_cycle(learn, run, steps):
+class _Patience(Callback):
+    "End a fit after `run.patience` passes in which hyper-validation did not get better: accuracy among wrong labels, else the target risk"
+    run_valid = False
+    def __init__(self, run): self.target, self.most, self.noisy, self.best, self.n, self.since = run.objective, run.patience, run.noise, -np.inf, 0, 0
+    def after_step(self):
+        self.n += 1
+        if self.n % (len(self.dls.train_ds) // self.dls.train.bs): return
+        m = measure(self.model, self.dls, self.target, test=False)
+        now = m['hyper_acc'] if self.noisy else -m['hyper_risk']
+        self.best, self.since = max(now, self.best), 0 if now > self.best else self.since + 1
+        if self.since >= self.most: raise CancelFitException
+
+def _one_cycle(learn, run, steps, lr=None):
     "The paper's schedule over exactly `steps` optimizer steps"
-    learn.dls.loaders[0] = StepsDL(learn.dls.train_ds, run.bs, steps=steps, device=learn.dls.device)
-    learn.fit_one_cycle(1, run.lr, div=run.div, div_final=run.div_final, moms=(run.mom,)*3, cbs=_NoValid())
+    augment = RandomCropFlip() if run.augment else None
+    learn.dls.loaders[0] = StepsDL(learn.dls.train_ds, run.bs, steps=steps, device=learn.dls.device, after_batch=augment)
+    cbs = [_NoValid(), *([_Patience(run)] if run.patience else [])]
+    learn.fit_one_cycle(1, lr or run.lr, div=run.div, div_final=run.div_final, moms=(run.mom,)*3, cbs=cbs)
 
 def _fit(learn, run, *cbs):
     "A one-cycle for each of `cbs` (a callback that stays on, or None); they share the steps evenly"
@@ -183,6 +204,39 @@ def _with_loss(loss_func, learn, run):
 
 def _mean_gce(pred, y): return gce_loss(pred, y).mean()
 
+def _train_on(learn, dataset): learn.dls.loaders[0] = learn.dls.train.new(dataset)
+
+def _joined(learn, run):
+    "Plain training on train and the clean part together"
+    a, b = learn.dls.train_ds, learn.dls.valid_ds
+    _train_on(learn, TensorSet(torch.cat([a.x, b.x]), torch.cat([a.y, b.y]), torch.cat([a.clean, b.clean]), a.vocab, a.mean, a.std))
+    _fit(learn, run, None)
+
+def _clean_only(learn, run):
+    "Plain training on the clean part alone"
+    _train_on(learn, learn.dls.valid_ds)
+    _fit(learn, run, None)
+
+def _finetuned(learn, run):
+    "Plain training, its last quarter on the clean part alone, at a hundredth of the rate"
+    last = run.steps // 4
+    _one_cycle(learn, run, run.steps - last)
+    _train_on(learn, learn.dls.valid_ds)
+    if last: _one_cycle(learn, run, last, run.lr / 100)
+
+def _schedule(steps, weights, size=256):
+    "Stored weights as a `History` to replay, interpolated between the stored steps"
+    h, at = History(size + 1), np.unique(np.linspace(0, steps[-1], size).round().astype(int))
+    rows = np.stack([np.interp(at, steps, w) for w in weights.T], 1)
+    for s, w in zip(at, rows / rows.sum(1, keepdims=True)): h.add(int(s), torch.tensor(w, dtype=torch.float32))
+    return h
+
+def _frozen(learn, run, steps, weights): _fit(learn, run, BatchRisk(Spectral.from_weights(weights[-1] / weights[-1].sum())))
+def _replayed(learn, run, steps, weights): _fit(learn, run, BatchRisk(_schedule(steps, weights)))
+
+def _shuffled(learn, run, steps, weights):
+    _replayed(learn, run, steps, weights[:, np.random.default_rng(run.seed).permutation(weights.shape[1])])
+
 recipes = dict(
     expected=lambda learn, run: _fit(learn, run, None),
     batch=lambda learn, run: _fit(learn, run, BatchRisk(run.objective)),
@@ -190,7 +244,8 @@ recipes = dict(
     learned=lambda learn, run: _fit(learn, run, MetaRisk(run.objective, **dict(run.meta))),
     paper=lambda learn, run: _fit(learn, run, MetaRisk.paper(run.objective, **dict(run.meta))),
     oracle=_oracle, coteaching=_coteaching, gce=partial(_with_loss, _mean_gce),
-    label_smoothing=partial(_with_loss, nn.CrossEntropyLoss(label_smoothing=.1))) # Method -> function that trains a Learner as a Run says
+    label_smoothing=partial(_with_loss, nn.CrossEntropyLoss(label_smoothing=.1)),
+    joined=_joined, finetuned=_finetuned, clean_only=_clean_only, frozen=_frozen, replayed=_replayed, shuffled=_shuffled) # Method -> function that trains a Learner as a Run says
 
 # %% ../nbs/05_study.ipynb #8ca7d857
 rules = 1 # Raise it when the same settings come to mean other figures: old results then no longer count
@@ -214,13 +269,16 @@ def _whole(least):
 
 def _number(allowed, ok): return allowed, lambda x: isinstance(x, Real) and not isinstance(x, (bool, np.bool_)) and ok(x)
 
+_bool = 'True or False', lambda x: isinstance(x, (bool, np.bool_))
 _above_0, _share = _number('above 0', lambda x: x > 0), _number('in [0, 1)', lambda x: 0 <= x < 1)
 _allowed = dict(study=('a name of letters, digits, - and _', lambda x: isinstance(x, str) and re.fullmatch(r'[\w-]+', x)),
                 data=_one_of(list(study_data)), method=_one_of(list(recipes)), noise_kind=_one_of(list(noise_kinds)),
                 objective=("a name as in as_risk, such as 'cvar:.1'", lambda x: isinstance(x, str)),
-                noise=_number('a share in [0, 1]', lambda x: 0 <= x <= 1), seed=_whole(0), steps=_whole(1), bs=_whole(2),
+                noise=_number('a share in [0, 1]', lambda x: 0 <= x <= 1), shift=_one_of(['none', *shifts]), augment=_bool, clean_valid=_bool, seed=_whole(0), steps=_whole(1), bs=_whole(2),
+                valid_share=('None or a share in (0, .1)', lambda x: x is None or _number('', lambda o: 0 < o < .1)[1](x)), patience=_whole(0),
                 lr=_above_0, div=_above_0, div_final=_above_0, mom=_share, wd=_share)
-_meta_makers = dict(learned=MetaRisk, paper=MetaRisk.paper)
+_replays = ('frozen', 'replayed', 'shuffled') # They train on the weights that a run of `learned` stored
+_meta_makers = dict(learned=MetaRisk, paper=MetaRisk.paper, **dict.fromkeys(_replays, MetaRisk))
 _meta_names = [o for o in inspect.signature(MetaRisk).parameters if o not in ('risk', 'meta_dl', 'loss_func')]
 
 # %% ../nbs/05_study.ipynb #f7eb27b3
@@ -234,7 +292,9 @@ class Run:
     method:str='learned'      # As in `recipes`
     noise:float=0.            # Share of labels to change, in [0, 1]
     noise_kind:str='uniform'  # As in `noisy_labels`
-    clean_valid:bool=False    # Keep the labels of meta-validation clean
+    clean_valid:bool=False    # Meta-validation is as the test set: clean labels, no shift
+    valid_share:float|None=None # Meta-validation's share of the training set; the data's own by default
+    shift:str='none'          # What else differs between train and test, as in `shifts`
     seed:int=0                # Draws split, noise, first weights and batches
     steps:int=600             # Optimizer steps
     bs:int=100                # Batch size
@@ -243,6 +303,8 @@ class Run:
     div_final:float=2e4       # `lr/div_final` is the last one
     mom:float=.9              # Momentum
     wd:float=5e-4             # Weight decay, coupled, on every parameter
+    augment:bool=False        # Random crops and flips
+    patience:int=0            # Passes without improvement on hyper-validation that end a fit; 0: none do
     meta:tuple=()             # Arguments of `MetaRisk` other than its defaults: give a dict
 
     settings:dict=field(init=False, compare=False, repr=False) # All of `MetaRisk`'s arguments, defaults filled in; none for other methods
@@ -252,6 +314,7 @@ class Run:
             if not ok(x := getattr(self, name)): raise ValueError(f'{name} must be {allowed}, got {x!r}')
         for f in fields(self):  # 1 and 1. are one setting, and so are numpy's numbers
             if f.type in (int, float, bool): object.__setattr__(self, f.name, f.type(getattr(self, f.name)))
+        if self.valid_share is not None: object.__setattr__(self, 'valid_share', float(self.valid_share))
         object.__setattr__(self, 'meta', tuple(sorted(dict(self.meta).items())))
         self._check()
         maker, names = _meta_makers.get(self.method), _meta_names if self.method in _meta_makers else []
@@ -265,6 +328,8 @@ class Run:
         except (TypeError, ValueError) as e: raise ValueError(f'objective {self.objective!r}: {e}') from None
         if self.method in ('oracle', 'coteaching') and self.wrong >= 1:
             raise ValueError(f'method {self.method} needs some right labels: noise={self.noise} of kind {self.noise_kind} leaves none')
+        if self.method in ('joined', 'finetuned', 'clean_only') and not self.clean_valid:
+            raise ValueError(f'method {self.method} trains on a clean part: it needs clean_valid=True')
         if self.meta and self.method not in _meta_makers:
             raise ValueError(f'meta is for method {" or ".join(_meta_makers)}, got method {self.method!r}')
         for k, v in self.meta:
@@ -275,6 +340,12 @@ class Run:
     def wrong(self)->float:
         "Share of the labels that are wrong, in expectation: a re-drawn one may come back right"
         return self.noise * (1 - 1/_n_classes if self.noise_kind == 'uniform' else 1)
+
+    @property
+    def source(self):
+        "The run of `learned` whose weights this one trains on (another seed's for `replayed`); None for a method that replays none"
+        if self.method not in _replays: return None
+        return replace(self, method='learned', seed=self.seed if self.method != 'replayed' else abs(self.seed - 1))
 
     @property
     def config(self)->dict:
@@ -288,9 +359,11 @@ class Run:
         return _hash(self.config)
 
     def __str__(self):
-        noise = f' {self.noise:g} {self.noise_kind}{" clean" if self.clean_valid else ""}' if self.noise else ''
+        noise = f' {self.noise:g} {self.noise_kind}' if self.noise else ''
         meta = ''.join(f' {k}={v}' for k, v in self.meta)
-        return f'{self.study}: {self.data} {self.arch} {self.objective} {self.method}{meta}{noise} {self.steps} steps seed {self.seed}'
+        rest = [f' {self.shift} shift'] * (self.shift != 'none') + [' clean'] * self.clean_valid + [' augmented'] * self.augment
+        more = ''.join([*rest, *([f' valid {self.valid_share:g}'] if self.valid_share else [])])
+        return f'{self.study}: {self.data} {self.arch} {self.objective} {self.method}{meta}{noise}{more} {self.steps} steps seed {self.seed}'
 
 # %% ../nbs/05_study.ipynb #e51d58c0
 @torch.no_grad()
@@ -323,17 +396,38 @@ def measure(
     return out
 
 # %% ../nbs/05_study.ipynb #b7e79b58
+def _wrong_by_rank(model, s, n=2000, bins=20):
+    "Share of wrong labels among the first `n` samples of a set, in `bins` equal parts from the highest to the lowest losses"
+    x, y, clean = s.x[:n], s.y[:n], s.clean[:n]
+    order = cross_entropy(_logits(model, x), y, reduction='none').argsort(descending=True)
+    return [o.float().mean().item() for o in (y != clean)[order].tensor_split(bins)]
+
 class _Trace(Callback):
-    "Accuracy on the validation splits at `n` evenly spaced steps, and the seconds that this took"
+    "What the validation splits say at `n` evenly spaced steps, copies of the model for the test set at the end, and the seconds that this took"
     run_valid = False
-    def __init__(self, steps, n=10): self.at, self.done, self.seconds, self.rows = {-(-steps * i // n) for i in range(1, n + 1)}, 0, 0., []
+    def __init__(self, run, train_ds, n=10):
+        self.at, self.target, self.train_ds = {-(-run.steps * i // n) for i in range(1, n + 1)}, run.objective, run.noise and train_ds
+        self.done, self.seconds, self.rows, self._states = 0, 0., [], []
     def after_step(self):
         self.done += 1
-        if self.done not in self.at: return
+        if self.done in self.at: self._look()
+    def _look(self):
         start = _now()
-        m = measure(self.model, self.dls, 'expected', test=False)
-        self.rows.append(dict(step=self.done, **{k: v for k, v in m.items() if k.endswith('acc')}))
+        m = measure(self.model, self.dls, self.target, test=False)
+        wrong = dict(wrong=_wrong_by_rank(self.model, self.train_ds)) if self.train_ds else {}
+        self.rows.append(dict(step=self.done, **{k: v for k, v in m.items() if not k.endswith('_ce')}, **wrong))
+        self._states.append({k: v.to('cpu', copy=True) for k, v in self.model.state_dict().items()})
         self.seconds += _now() - start
+    def test(self):
+        "Read the test set, once, with all the copies; the last one is the model as it is now"
+        if not self.rows or self.rows[-1]['step'] < self.done: self._look()  # `patience` ended the fit
+        model = deepcopy(self.model)
+        for row, state in zip(self.rows, self._states):
+            model.load_state_dict(state)
+            s = self.dls[3].dataset
+            m = _scores('test', _logits(model, s.x), s.y, as_risk(self.target))
+            row.update(test_risk=m['test_risk'], test_acc=m['test_acc'])
+        return self.rows
 
 def _now():
     "Seconds on a clock that waits for the GPU"
@@ -341,11 +435,19 @@ def _now():
     return time.perf_counter()
 
 # %% ../nbs/05_study.ipynb #4fcfc0a8
+def _shift(dls, run):
+    "Move some of the splits: the balance of all but test, or the images of test; meta-validation goes with test where `clean_valid` says so"
+    moved = {0, 2} if run.shift == 'balance' else {3}
+    if run.clean_valid == (run.shift == 'images'): moved.add(1)
+    for i in moved: dls.loaders[i] = dls[i].new(shifts[run.shift](dls[i].dataset, seed=run.seed))
+
 def _learner(run, path=None):
     "Same data, same network, same first weights for every method"
     train, test, mark = _arrays(run.data, _root(path))
-    dls = four_way(train, test, run.noise, run.noise_kind, run.clean_valid, run.bs, run.seed, classes=study_data[run.data][1],
-                   shares=_shares.get(run.data, (.9, .05)))
+    own, classes = _shares.get(run.data, (.9, .05)), study_data[run.data][1]
+    shares = own if run.valid_share is None else (own[0], run.valid_share)
+    dls = four_way(train, test, run.noise, run.noise_kind, run.clean_valid, run.bs, run.seed, classes=classes, shares=shares)
+    if run.shift != 'none': _shift(dls, run)
     opt = partial(SGD, mom=run.mom, decouple_wd=False)
     learn = Learner(dls, network(run.arch, dls.train_ds.x[:1], dls.c), nn.CrossEntropyLoss(), opt_func=opt, wd=run.wd, wd_bn_bias=True)
     return learn, mark
@@ -356,30 +458,34 @@ def _versions():
 def _device(d): return torch.cuda.get_device_name(d) if d.type == 'cuda' else d.type
 
 # %% ../nbs/05_study.ipynb #b14a20a6
-def _rounded(rows, digits=4): return [[float(f'{v:.{digits}g}') for v in row] for row in rows]
+def _rounded(o, digits=3):
+    "Every float in lists and dicts to so many digits"
+    if isinstance(o, dict): return {k: _rounded(v, digits) for k, v in o.items()}
+    if isinstance(o, list): return [_rounded(v, digits) for v in o]
+    return float(f'{o:.{digits}g}') if isinstance(o, float) else o
 
-def _weights(learn, run, n=12):
-    "Steps and learned weights: at most `n` rows, evenly spaced, the last one of them at the end of training"
+def _weights(learn, done, n=16):
+    "Steps and learned weights: at most `n` rows, evenly spaced, the last one of them after `done` steps, at the end of training"
     if not hasattr(learn, 'meta_risk'): return {}
     m = learn.meta_risk
     i = np.unique(np.linspace(0, len(m.history.steps) - 1, n - 1).round().astype(int))
     rows = [*m.history.weights[i].tolist(), m.weights.tolist()]
-    return dict(steps=[*(int(m.history.steps[k]) for k in i), run.steps], weights=_rounded(rows), skipped=int(m.skipped))
+    return dict(steps=[*(int(m.history.steps[k]) for k in i), done], weights=_rounded(rows), skipped=int(m.skipped))
 
-def _train(run, path=None):
-    "Train as `run` says; its record as JSON can hold it"
+def _train(run, path=None, source=()):
+    "Train as `run` says, one that replays weights with those of `source`; its record as JSON can hold it"
     with no_random(run.seed), warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'MetaRisk: the validation set has')  # the small set is the study's choice
         learn, mark = _learner(run, path)
-        trace = _Trace(run.steps)
+        trace = _Trace(run, learn.dls.train_ds)
         learn.add_cb(trace)
         with learn.no_bar(), learn.no_logging():
             start = _now()
-            recipes[run.method](learn, run)
+            recipes[run.method](learn, run, *source)
             seconds = _now() - start - trace.seconds
         return dict(key=run.key, config=run.config, versions=_versions(), threads=torch.get_num_threads(), device=_device(learn.dls.device),
-                    data_mark=mark, seconds=seconds, figures=measure(learn.model, learn.dls, run.objective), trace=trace.rows,
-                    **_weights(learn, run))
+                    data_mark=mark, seconds=seconds, steps_done=trace.done, figures=measure(learn.model, learn.dls, run.objective),
+                    trace=_rounded(trace.test(), 6), **_weights(learn, trace.done))
 
 # %% ../nbs/05_study.ipynb #5cbd3902
 def _store(store): return Path(store) if store is not None else Path('nbs/results') if Path('nbs').is_dir() else Path('results')
@@ -400,13 +506,21 @@ def _read(fn):
     warnings.warn(f'{fn} is damaged: it is left out, and made again by the next run of it')
 
 # %% ../nbs/05_study.ipynb #e1e01e32
+def _picked(trace):
+    "Test accuracy where it was highest on the way, and where that on meta-validation was"
+    if not trace or 'test_acc' not in trace[0]: return {}
+    best, selected = (max(trace, key=lambda o: o[k]) for k in ('test_acc', 'valid_acc'))
+    return dict(best_acc=best['test_acc'], selected_acc=selected['test_acc'], selected_step=selected['step'])
+
 def _row(rec):
     "A record as one flat row"
     c = rec['config']
     settings = {k if k.startswith('meta_') else f'meta_{k}': v for k, v in c['settings'].items()}
-    flat = {k: v for k, v in c.items() if k not in ('meta', 'settings')}
-    rest = {k: rec.get(k) for k in ('seconds', 'skipped', 'threads', 'device', 'data_mark', 'key')}
-    return {**flat, **rec['figures'], **rest, **settings}
+    flat = {k: v for k, v in c.items() if k != 'settings'} | dict(meta=' '.join(f'{k}={v}' for k, v in c['meta'].items()))
+    rest = {k: rec.get(k) for k in ('seconds', 'skipped', 'steps_done', 'threads', 'device', 'data_mark', 'key')}
+    return {**flat, **rec['figures'], **_picked(rec['trace']), **rest, **settings}
+
+def _curriculum(rec): return np.array(rec['steps']), np.array(rec['weights'])
 
 def _file(run, store): return _store(store)/run.study/f'{run.key}.json'
 
@@ -417,7 +531,8 @@ def _record(run, store, path=None, wait=True):
     (fn.parent/'.locks').mkdir(parents=True, exist_ok=True)
     with FileLock(fn.parent/'.locks'/f'{run.key}.lock', timeout=-1 if wait else 0):
         if fn.exists() and (rec := _read(fn)): return rec
-        _write(fn, rec := _train(run, path))
+        source = [_curriculum(_record(run.source, store, path, wait))] if run.source else []
+        _write(fn, rec := _train(run, path, *source))
         return rec
 
 # %% ../nbs/05_study.ipynb #753e17b0
@@ -437,10 +552,33 @@ def _attempt(r, store, path, wait):
     try: _record(r, store, path, wait)
     except Timeout: pass
     except Exception as e: return r, f'{type(e).__name__}: {e}'
-    finally: torch.set_num_threads(threads)
+    finally:
+        torch.set_num_threads(threads)
+        gc.collect()  # a Learner is a ring of references; Python doesn't see how much its tensors weigh
     return r, None
 
-def _attempts(todo, jobs, *args):
+_child = 'import pickle, sys; from metarisk_nb.study import _attempt; sys.exit(_attempt(*pickle.load(sys.stdin.buffer))[1])'
+
+def _attempt_apart(r, *args):
+    "As `_attempt`, in a process of its own: the threads of a cluster's worker share random streams, which a run has to itself"
+    p = subprocess.run([sys.executable, '-W', 'ignore', '-c', _child], input=pickle.dumps((r, *args)), capture_output=True)
+    said = p.stderr.decode(errors='replace').strip().splitlines()
+    return r, (said or [f'the process ended with {p.returncode}'])[-1] if p.returncode else None
+
+@contextmanager
+def _workers(jobs, scheduler):
+    "How many runs go on at once and what attempts one: processes here, or a Dask cluster"
+    if scheduler is None: yield jobs, _attempt
+    elif not isinstance(scheduler, str) or not re.match(r'(tcp|tls)://.+', scheduler):
+        raise ValueError(f"scheduler must be the address of a Dask scheduler, such as 'tcp://host:8786', got {scheduler!r}")
+    else:
+        try: from dask.distributed import Client
+        except ImportError: raise ImportError("scheduler= needs Dask: pip install 'metarisk_nb[cluster]'") from None
+        with Client(scheduler) as client, parallel_config('dask'):
+            client.wait_for_workers(1, timeout=60)
+            yield sum(client.nthreads().values()), _attempt_apart
+
+def _attempts(todo, jobs, attempt, *args):
     "Each run and its error or None, as they end; a bar counts them and names the latest to start"
     bar = fp.progress_bar(range(len(todo)))
     bar.update(0)
@@ -448,7 +586,7 @@ def _attempts(todo, jobs, *args):
         for r in todo:
             bar.comment = str(r)
             bar.update_bar(bar.last_v or 0)
-            yield delayed(_attempt)(r, *args)
+            yield delayed(attempt)(r, *args)
     for i, o in enumerate(Parallel(jobs, return_as='generator_unordered', pre_dispatch=jobs, batch_size=1)(tasks()), 1):
         bar.update(i)
         yield o
@@ -456,15 +594,18 @@ def _attempts(todo, jobs, *args):
 # %% ../nbs/05_study.ipynb #285308a1
 def sweep(
     cfgs,        # Runs; the same one twice counts once
-    jobs:int=1,  # Processes
+    jobs:int=1,  # Processes on this machine
     store=None,  # As in `run`
     path=None,   # As in `run`
+    scheduler:str=None, # Address of a Dask scheduler whose workers train instead: 'tcp://host:8786'; they see the same folders
 )->pd.DataFrame: # One row a run, in their order; RuntimeError names the runs that failed, after all others are done
     "Train what the store lacks"
-    cfgs, errors = list(dict.fromkeys(cfgs)), {}
+    cfgs, errors, store = list(dict.fromkeys(cfgs)), {}, _store(store).absolute()
+    lacking = lambda: [r for r in cfgs if r not in errors and not _read(_file(r, store))]
     for wait in (False, True):
-        todo = [r for r in cfgs if r not in errors and not _read(_file(r, store))]
-        if todo: errors.update({r: e for r, e in _attempts(todo, jobs, store, path, wait) if e})
+        if not (todo := lacking()): break
+        with _workers(jobs, scheduler) as how: errors.update({r: e for r, e in _attempts(todo, *how, store, path, wait) if e})
+    errors.update(dict.fromkeys(lacking(), f'trained, but not in {store}: do all workers see this folder?'))
     if errors: raise RuntimeError('\n'.join([f'{len(errors)} of {len(cfgs)} runs failed:', *(f'{r}: {e}' for r, e in errors.items())]))
     return pd.DataFrame([_row(_read(_file(r, store))) for r in cfgs])
 
@@ -494,4 +635,4 @@ def history(
     "The learned weights over time; the last row is how they ended"
     rec = record(key, store)
     if 'weights' not in rec: raise ValueError(f"run {key} has method {rec['config']['method']!r}, which learns no weights")
-    return np.array(rec['steps']), np.array(rec['weights'])
+    return _curriculum(rec)

@@ -23,6 +23,7 @@ def output(o, alt, files):
         name = PICTURES / f"picture-{len(files) + 1}.png"
         files[name] = b64decode("".join(data["image/png"]))
         return f"![{alt}]({name})"
+    if "text/markdown" in data: return "".join(data["text/markdown"])
     txt = "".join(o["text"] if o["output_type"] == "stream" else data.get("text/plain", []))
     return "\n".join("    " + line for line in txt.rstrip().splitlines())
 

@@ -279,3 +279,79 @@ def test_shuffling_is_seeded(learn):
         return torch.cat([yb for _, yb in four_way((x, y), (x, y), bs=20, device=CPU).train])
     first = order()
     assert torch.equal(order(), first) and not torch.equal(first, first.sort().values)
+
+
+# --- Shift and augmentation
+
+def small(n=3000, c=10):
+    g = torch.Generator().manual_seed(0)
+    x, clean = torch.rand(n, 1, 4, 4, generator=g), torch.randint(0, c, (n,), generator=g)
+    return TensorSet(x, noisy_labels(clean, .5, c), clean, [f"class {i}" for i in range(c)], 3., 2.)
+
+
+def same(a, b): return all(torch.equal(getattr(a, k), getattr(b, k)) for k in ("x", "y", "clean"))
+
+
+def test_long_tail_keeps_fewer_of_each_class():
+    s = small()
+    t = long_tail(s, 10.)
+    kept = t.clean.bincount(minlength=10) / s.clean.bincount(minlength=10)
+    assert np.allclose(kept, 10 ** -(np.arange(10) / 9), atol=.1) and kept[0] == 1
+    assert (t.vocab, t.mean, t.std) == (s.vocab, s.mean, s.std)
+    at = {tuple(o.flatten().tolist()): i for i, o in enumerate(s.x)}
+    i = [at[tuple(o.flatten().tolist())] for o in t.x]
+    assert i == sorted(set(i)) and torch.equal(t.y, s.y[i]) and torch.equal(t.clean, s.clean[i])  # each image keeps its own labels
+
+
+def test_long_tail_is_drawn_with_its_seed():
+    s = small()
+    assert same(long_tail(s, seed=3), long_tail(s, seed=3)) and len(long_tail(s, 1)) == len(s)
+    assert not torch.equal(long_tail(s, seed=3).x[:200], long_tail(s, seed=4).x[:200])
+    assert same(long_tail(TensorSet(s.x, s.y, s.clean)), long_tail(s))  # without names the labels say how many classes there are
+
+
+@pytest.mark.parametrize("ratio", [.9, 0, -1, float("nan")])
+def test_long_tail_names_a_bad_ratio(ratio):
+    with pytest.raises(ValueError, match=f"ratio must be at least 1, got {ratio}"): long_tail(small(), ratio)
+
+
+def test_worse_images_are_paler_and_noisier():
+    s = small()
+    x = s.x.clone()
+    a, b = worse_images(s, .5, 0), worse_images(s, 0, .3)
+    assert torch.equal(a.x, .5 * x) and b.x.std() == pytest.approx(.3, rel=.02) and abs(b.x.mean()) < .01
+    both = worse_images(s, .5, .3)
+    assert torch.allclose(both.x, a.x + b.x, atol=1e-6) and same(both, worse_images(s, .5, .3)) and torch.equal(s.x, x)
+    assert not torch.equal(both.x, worse_images(s, .5, .3, seed=1).x)
+    assert torch.equal(both.y, s.y) and torch.equal(both.clean, s.clean) and (both.vocab, both.mean, both.std) == (s.vocab, s.mean, s.std)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 9)])
+@pytest.mark.parametrize("pad", [4, 1])
+def test_crop_and_flip_against_a_loop(shape, pad):
+    n, (c, h, w) = 50, shape
+    x = torch.rand(n, c, h, w) - torch.arange(1., c + 1)[:, None, None]  # each channel has its own black
+    torch.manual_seed(7)
+    got, labels = RandomCropFlip(pad)((x, torch.arange(n)), split_idx=0)
+    assert torch.equal(labels, torch.arange(n)) and RandomCropFlip(pad)((x,), split_idx=1)[0] is x
+    torch.manual_seed(7)
+    top, left = (torch.randint(2 * pad + 1, (n, 1)) for _ in range(2))
+    mirrored, black = torch.rand(n, 1) < .5, x.amin((0, 2, 3))
+    for i in range(n):
+        wide = black[:, None, None].expand(c, h + 2 * pad, w + 2 * pad).clone()
+        wide[:, pad:-pad, pad:-pad] = x[i]
+        want = wide[:, top[i]:top[i] + h, left[i]:left[i] + w]
+        assert torch.allclose(got[i], want.flip(2) if mirrored[i] else want, atol=1e-6)
+    assert 10 < mirrored.sum() < 40 and len(top.unique()) == len(left.unique()) == 2 * pad + 1
+
+
+def test_crop_and_flip_are_for_training_images_alone():
+    dls = four_way((x, y), (x, y), bs=20, device=CPU)
+    train, test = (dls[i].new(after_batch=RandomCropFlip()) for i in (0, 3))
+    plain, (got, labels) = dls[3].one_batch(), test.one_batch()
+    assert torch.equal(got, plain[0]) and torch.equal(labels, plain[1])
+    seen, own = [], set(map(tuple, dls.train_ds.x.flatten(1).tolist()))
+    for xb, yb in train:
+        assert xb.shape == (20, 1, 8, 8) and xb.dtype == dls.train_ds.x.dtype and yb.dtype == torch.int64
+        seen += map(tuple, xb.flatten(1).tolist())
+    assert len(seen) == 40 and len(own & set(seen)) < 10

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = ["risk", "reducer", "hypergrad", "callback", "data", "study", "plot", "cost"]
+MODULES = ["risk", "reducer", "hypergrad", "callback", "data", "study", "plot", "cost", "scales", "tables"]
 ini = ConfigParser(delimiters=["="])
 ini.read(ROOT / "settings.ini")
 
@@ -39,6 +39,8 @@ def test_wheel_holds_the_data_and_no_notebook(wheel):
     meta = zipfile.ZipFile(wheel).read(next(o for o in names if o.endswith("METADATA"))).decode()
     got = {re.sub(r"[<>=,\s].*", "", o) for o in re.findall(r"^Requires-Dist: (.*)$", meta, re.M) if "extra" not in o}
     assert got == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["requirements"].split()}
+    extra = {re.sub(r"[<>=;,\s].*", "", o) for o in re.findall(r"^Requires-Dist: (.*extra == [\"']cluster.*)$", meta, re.M)}
+    assert extra == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["cluster_requirements"].split()}
     assert f"Requires-Python: >={ini['DEFAULT']['min_python']}" in meta and "License-Expression: Apache-2.0" in meta
 
 
@@ -53,6 +55,8 @@ def test_wheel_works_in_a_new_environment(wheel, tmp_path):
             "learn = Learner(dls, mlp(), CrossEntropyLossFlat(), cbs=MetaRisk()); learn.fit(1, .01); print(len(learn.meta_risk.weights))")
     out = sh(python, "-I", "-c", code, cwd=tmp_path)
     assert str(tmp_path) in out and "\n100" in out
+    out = sh(python.with_name("metarisk_study"), "--list", cwd=tmp_path)
+    assert re.search(r"^ *risk +paper +cifar10 +150 +5$", out, re.M) and not list(tmp_path.glob("*results*"))
 
 
 def test_requirements_are_what_the_library_imports():
@@ -61,7 +65,7 @@ def test_requirements_are_what_the_library_imports():
         for node in ast.walk(ast.parse(fn.read_text())):
             if isinstance(node, ast.Import): used |= {o.name.split(".")[0] for o in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
-    peers = {re.sub(r"[-<>=].*", "", o) for o in ini["DEFAULT"]["bench_requirements"].split()}  # imported where they are measured
+    peers = {re.sub(r"[-<>=].*", "", o) for k in ("bench", "cluster") for o in ini["DEFAULT"][f"{k}_requirements"].split()}  # imported where they are used
     used -= {"metarisk_nb", *sys.stdlib_module_names, *peers}
     used = {{"sklearn": "scikit-learn"}.get(o, o) for o in used}  # where the package has another name than the module
     assert used == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["requirements"].split()}

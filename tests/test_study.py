@@ -6,20 +6,25 @@ import subprocess
 import sys
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import no_random
 
 from metarisk_nb import study
-from metarisk_nb.callback import MetaRisk, RiskMetric
+from metarisk_nb.callback import BatchRisk, History, MetaRisk, RiskMetric
+from metarisk_nb.data import RandomCropFlip, shifts
 from metarisk_nb.study import *
 
 short = dict(steps=30, noise=.4)
+REPLAYS, CLEAN = ("frozen", "replayed", "shuffled"), ("joined", "finetuned", "clean_only")
 FIGURES = {f"{s}_{k}" for s in ("valid", "hyper", "hyper_clean", "test") for k in ("risk", "acc", "ce")}
 
 
@@ -29,6 +34,9 @@ def python(code, *args, **kwargs):
 
 
 def files(store): return sorted(o.name for o in Path(store).rglob("*") if o.is_file() and o.suffix != ".lock")
+
+
+def of(method, **kw): return Run(method=method, **{"clean_valid": method in CLEAN, **kw})
 
 
 def figures(row): return row[sorted(FIGURES)].to_dict()
@@ -50,7 +58,8 @@ def test_key_does_not_depend_on_spelling():
 
 @pytest.mark.parametrize("change", [dict(study="b"), dict(data="fashion_mini"), dict(arch="mlp:64"), dict(objective="cvar"), dict(method="paper"),
                                     dict(noise=.1), dict(noise_kind="pairflip"), dict(clean_valid=True), dict(seed=1), dict(steps=601), dict(bs=50),
-                                    dict(lr=.2), dict(div=10), dict(div_final=1e3), dict(mom=.8), dict(wd=0), dict(meta=dict(every=7))], ids=str)
+                                    dict(lr=.2), dict(div=10), dict(div_final=1e3), dict(mom=.8), dict(wd=0), dict(meta=dict(every=7)), dict(valid_share=.05),
+                                    dict(shift="balance"), dict(shift="images"), dict(augment=True), dict(patience=5)], ids=str)
 def test_every_setting_counts_in_the_key(change): assert Run(**change).key != Run().key
 
 
@@ -82,17 +91,28 @@ def test_settings_are_all_arguments_of_the_callback():
                                       ("objective", "cvar:2"), ("objective", len), ("noise", 1.1), ("noise", -.1), ("noise", float("nan")), ("noise", "half"),
                                       ("noise_kind", "pair"), ("seed", -1), ("seed", .5), ("steps", 0), ("steps", 10.), ("steps", True), ("bs", 1), ("lr", 0),
                                       ("lr", -1), ("mom", 1), ("wd", float("nan")), ("arch", "vgg"), ("arch", "cnn:8-8"), ("arch", None), ("study", "../x"),
-                                      ("study", ""), ("meta", dict(evry=1)), ("meta", dict(meta_dl=1)), ("meta", dict(meta_loss=len))])
+                                      ("study", ""), ("valid_share", 0), ("valid_share", .1), ("valid_share", True), ("valid_share", "a tenth"),
+                                      ("valid_share", float("nan")), ("shift", "blur"), ("shift", None), ("patience", -1), ("patience", 2.), ("patience", None),
+                                      ("meta", dict(evry=1)), ("meta", dict(meta_dl=1)), ("meta", dict(meta_loss=len))])
 def test_bad_values_are_refused_by_name(name, bad):
     with pytest.raises(ValueError, match=name): Run(**{name: bad})
 
 
 def test_values_that_do_not_fit_each_other_are_refused():
-    with pytest.raises(ValueError, match="meta is for method learned or paper, got method 'batch'"): Run(method="batch", meta=dict(every=5))
+    with pytest.raises(ValueError, match="meta is for method learned or paper .*, got method 'batch'"): Run(method="batch", meta=dict(every=5))
     with pytest.raises(ValueError, match="every must be"): Run(meta=dict(every=0))
     for m in ("oracle", "coteaching"):
         with pytest.raises(ValueError, match="needs some right labels"): Run(method=m, noise=1, noise_kind="pairflip")
     with pytest.raises(ValueError, match="bs must be at most 1000"): study._train(Run(bs=1001, steps=2))
+    for m in CLEAN:
+        with pytest.raises(ValueError, match=f"method {m} trains on a clean part: it needs clean_valid=True"): Run(method=m)
+
+
+def test_source_of_replayed_weights():
+    r = Run(method="frozen", noise=.2, meta=dict(every=5), steps=20)
+    assert r.source == Run(noise=.2, meta=dict(every=5), steps=20) and replace(r, method="shuffled", seed=3).source == replace(r.source, seed=3)
+    assert [replace(r, method="replayed", seed=s).source.seed for s in range(4)] == [1, 0, 1, 2]
+    assert all(of(m).source is None for m in recipes if m not in REPLAYS)
 
 
 def test_share_of_wrong_labels():
@@ -114,6 +134,22 @@ def test_splits():
     for kw in (dict(clean_valid=True), {}):
         d = study._learner(Run(noise=.5, **kw))[0].dls
         assert [bool((o.dataset.y != o.dataset.clean).any()) for o in d] == [True, not kw, True, False]
+    assert [len(o.dataset) for o in study._learner(Run(valid_share=.05))[0].dls] == [1000, 70, 330, 397]
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("shift,moved", [("balance", {0, 2}), ("images", {3})])
+def test_a_shift_moves_some_splits(shift, moved, clean):
+    "Meta-validation is as the test set with clean_valid, else as the training set"
+    r = Run(shift=shift, clean_valid=clean, noise=.4, seed=2)
+    now, was = (study._learner(o)[0].dls for o in (r, replace(r, shift="none")))
+    moved = moved | ({1} if clean == (shift == "images") else set())
+    for i in range(4):
+        got, own = now[i].dataset, was[i].dataset
+        want = shifts[shift](own, seed=2) if i in moved else own
+        assert all(torch.equal(getattr(got, k), getattr(want, k)) for k in ("x", "y", "clean"))
+        assert (got.x.shape != own.x.shape or not torch.equal(got.x, own.x)) == (i in moved)
+    assert torch.equal(now[3].dataset.y, was[3].dataset.y) and now.train.bs == 100
 
 
 @pytest.fixture
@@ -163,26 +199,32 @@ def test_missing_cifar10_says_how_to_get_it(tmp_path):
 # --- Training
 
 class Counter(Callback):
-    "Optimizer steps, learning rates and shares of training done"
-    def __init__(self): self.n, self.lrs, self.pcts, self.momenta = 0, [], [], set()
+    "Optimizer steps, learning rates, shares of training done and what was trained on"
+    def __init__(self): self.n, self.lrs, self.pcts, self.momenta, self.sizes, self.images = 0, [], [], set(), [], []
     def before_step(self):
         h = self.opt.hypers[0]
+        self.sizes.append(len(self.dls.train_ds))
+        self.images.append(self.x.clone())
         self.n, self.lrs, self.pcts = self.n + 1, [*self.lrs, h["lr"]], [*self.pcts, self.pct_train]
         self.momenta.add(h["mom"])
 
 
-def trained(r):
+g = np.random.default_rng(0)
+CURRICULUM = np.array([0, 8, 20]), g.dirichlet(np.ones(100), 3)  # Steps and weights to replay
+
+
+def trained(r, source=CURRICULUM):
     with no_random(r.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         learn, _ = study._learner(r)
         learn.add_cb(c := Counter())
-        with learn.no_bar(), learn.no_logging(): recipes[r.method](learn, r)
+        with learn.no_bar(), learn.no_logging(): recipes[r.method](learn, r, *(source if r.source else ()))
     return learn, c
 
 
 @pytest.mark.parametrize("method", recipes)
 @pytest.mark.parametrize("steps", [1, 7, 37])
-def test_exactly_so_many_steps(method, steps): assert trained(Run(method=method, steps=steps, noise=.4))[1].n == steps
+def test_exactly_so_many_steps(method, steps): assert trained(of(method, steps=steps, noise=.4))[1].n == steps
 
 
 def test_schedule_spreads_over_exactly_the_steps():
@@ -204,16 +246,17 @@ def test_weight_decay_is_coupled_and_on_every_parameter():
 
 @pytest.mark.parametrize("method", recipes)
 def test_each_method_trains(method, tmp_path):
-    r = Run(method=method, **short)
+    r = of(method, **short)
     row = run(r, tmp_path)
-    assert row.test_acc > 30 and row.seconds > 0 and all(np.isfinite(row[o]) for o in FIGURES)
+    assert row.test_acc > 30 and row.steps_done == 30 and row.seconds > 0 and all(np.isfinite(row[o]) for o in FIGURES)
     rec = record(r.key, tmp_path)
     assert [o["step"] for o in rec["trace"]] == list(range(3, 31, 3))
-    assert rec["trace"][-1]["hyper_acc"] == row.hyper_acc and rec["trace"][-1]["valid_acc"] == row.valid_acc
+    at_end = {k: v for k, v in row[sorted(FIGURES)].items() if not k.endswith("_ce")}
+    assert {k: v for k, v in rec["trace"][-1].items() if k in FIGURES} == pytest.approx(at_end, rel=1e-5)
     assert set(rec["versions"]) == {"python", "torch", "fastai", "metarisk_nb"}
     if method in ("learned", "paper"):
         steps, w = history(r.key, tmp_path)
-        assert len(steps) <= 12 and steps[0] == 0 and steps[-1] == 30 and w.shape == (len(steps), 100) and np.allclose(w.sum(1), 1, atol=1e-2)
+        assert len(steps) <= 16 and steps[0] == 0 and steps[-1] == 30 and w.shape == (len(steps), 100) and np.allclose(w.sum(1), 1, atol=1e-2)
         assert row.skipped == 0
     else:
         with pytest.raises(ValueError, match="learns no weights"): history(r.key, tmp_path)
@@ -221,9 +264,10 @@ def test_each_method_trains(method, tmp_path):
 
 def test_methods_differ_where_they_should():
     "Same start for all; without noise, co-teaching's schedule is plain training; warm is plain for the first half"
-    state = {m: trained(Run(method=m, steps=20))[0].model.state_dict() for m in recipes}
+    state = {m: trained(of(m, steps=20))[0].model.state_dict() for m in recipes}
     same = lambda a, b: all(torch.allclose(v, state[b][k], atol=1e-6) for k, v in state[a].items())
     assert same("coteaching", "expected") and same("batch", "expected") and not same("gce", "expected") and not same("label_smoothing", "expected")
+    assert not any(same(m, "expected") for m in (*CLEAN, *REPLAYS)) and not same("frozen", "replayed") and not same("replayed", "shuffled")
     lo, hi = (trained(Run(method="coteaching", noise=n, steps=20))[0].model.state_dict() for n in (0, .4))
     assert not all(torch.equal(v, hi[k]) for k, v in lo.items())
 
@@ -233,6 +277,145 @@ def test_coteaching_keeps_what_it_should(monkeypatch):
     monkeypatch.setattr(study, "ICVaR", lambda a: kept.append(a) or (lambda losses: losses.mean()))
     trained(Run(method="coteaching", noise=.4, steps=50))
     assert kept[:11] == pytest.approx([1 - .36 * i / 10 for i in range(11)]) and kept[11:] == pytest.approx([.64] * 39)
+
+
+@pytest.fixture
+def used(monkeypatch):
+    "Training step and weights of each batch that `BatchRisk` weighs"
+    rows, after_loss = [], BatchRisk.after_loss
+    def spy(self):
+        risk = self.risk.at(self.n_step) if isinstance(self.risk, History) else self.risk
+        rows.append((self.n_step, risk.weights(100).numpy()))
+        after_loss(self)
+    monkeypatch.setattr(BatchRisk, "after_loss", spy)
+    return rows
+
+
+def between(step): return np.stack([np.interp(step, CURRICULUM[0], w) for w in CURRICULUM[1].T])
+
+
+def test_frozen_trains_on_the_last_weights_from_the_first_step(used):
+    trained(Run(method="frozen", steps=20))
+    assert len(used) == 20 and all(np.allclose(w, CURRICULUM[1][-1], atol=1e-6) for _, w in used)
+
+
+def test_replayed_weights_lie_between_the_stored_ones(used):
+    trained(Run(method="replayed", steps=20))
+    assert [s for s, _ in used] == list(range(20)) and all(np.allclose(w, between(s), atol=1e-6) for s, w in used)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_shuffled_weights_are_dealt_to_other_ranks(used, seed):
+    trained(Run(method="shuffled", steps=20, seed=seed))
+    order = np.random.default_rng(seed).permutation(100)
+    assert (order != np.arange(100)).any() and all(np.allclose(w, between(s)[order], atol=1e-6) for s, w in used)
+
+
+def test_a_long_curriculum_keeps_its_ends():
+    w = g.dirichlet(np.ones(7), 3)
+    h = study._schedule(np.array([0, 900, 5000]), w)
+    assert len(h) == 256 and h.steps[0] == 0 and h.steps[-1] == 5000
+    for s in (0, 5000): assert np.allclose(h.at(s).weights(7), w[0 if s == 0 else 2], atol=1e-6)
+
+
+def test_replayed_runs_train_their_sources_once(tmp_path, monkeypatch):
+    begun, train = [], study._train
+    monkeypatch.setattr(study, "_train", lambda r, path, *source: begun.append((r, source)) or train(r, path, *source))
+    runs = [Run(method=m, **short) for m in ("replayed", "frozen", "shuffled")]
+    df = sweep(runs, store=tmp_path)
+    assert [r for r, _ in begun] == [runs[0].source, *runs[:1], runs[1].source, *runs[1:]] and list(df.method) == [r.method for r in runs]
+    assert files(tmp_path) == sorted(f"{r.key}.json" for r, _ in begun)
+    for r, source in begun:
+        if r.source: assert all(np.array_equal(a, b) for a, b in zip(*source, history(r.source.key, tmp_path)))
+        else: assert not source
+
+
+def rows(s): return torch.cat([s.x.flatten(1), s.y[:, None]], 1)
+
+
+def test_what_the_clean_methods_train_on():
+    dls = {m: trained(of(m, steps=20, noise=.4)) for m in CLEAN}
+    train, valid = (o.dataset for o in study._learner(of("joined", noise=.4))[0].dls.loaders[:2])
+    assert not torch.equal(train.y, train.clean) and torch.equal(valid.y, valid.clean)
+    assert torch.equal(rows(dls["joined"][0].dls.train_ds), torch.cat([rows(train), rows(valid)])) and dls["joined"][1].sizes == [1200] * 20
+    assert torch.equal(rows(dls["clean_only"][0].dls.train_ds), rows(valid)) and dls["clean_only"][1].sizes == [200] * 20
+    assert torch.equal(rows(dls["finetuned"][0].dls.train_ds), rows(valid)) and dls["finetuned"][1].sizes == [1000] * 15 + [200] * 5
+    lrs = dls["finetuned"][1].lrs
+    assert max(lrs[:15]) == pytest.approx(.1, rel=.01) and .0008 < max(lrs[15:]) <= .001
+
+
+@pytest.mark.parametrize("noise", [0., .4])
+@pytest.mark.parametrize("method", ["expected", "joined"])
+def test_trace(tmp_path, method, noise):
+    r = of(method, noise=noise, steps=40)
+    row, rec = run(r, tmp_path), record(r.key, tmp_path)
+    trace = rec["trace"]
+    assert [o["step"] for o in trace] == list(range(4, 41, 4)) and trace[-1]["test_acc"] == pytest.approx(row.test_acc, rel=1e-5)
+    assert row.best_acc == max(o["test_acc"] for o in trace)
+    at = max(range(10), key=lambda i: (trace[i]["valid_acc"], -i))
+    assert (row.selected_step, row.selected_acc) == (trace[at]["step"], trace[at]["test_acc"])
+    if not noise: assert not any("wrong" in o for o in trace)
+    else:
+        s = study._learner(r)[0].dls.train_ds
+        share = (s.y != s.clean).float().mean().item()
+        for o in trace: assert len(o["wrong"]) == 20 and np.mean(o["wrong"]) == pytest.approx(share, abs=1e-5)
+        assert trace[-1]["wrong"][0] > .8 and trace[-1]["wrong"][-1] < .2  # from the highest losses to the lowest
+
+
+def test_the_first_of_equals_is_picked():
+    trace = [dict(step=s, valid_acc=v, test_acc=t) for s, v, t in ((1, 50., 60.), (2, 70., 61.), (3, 70., 80.), (4, 60., 79.))]
+    assert study._picked(trace) == dict(best_acc=80., selected_acc=61., selected_step=2) and study._picked([]) == {}
+
+
+class Sealed:
+    "A loader that says when it was looked at"
+    def __init__(self, dl, seen, now): self.dl, self.seen, self.now = dl, seen, now
+    def __getattr__(self, k):
+        self.seen.append(self.now[-1])
+        return getattr(self.dl, k)
+
+
+@pytest.mark.parametrize("method", ["learned", "warm", "finetuned"])
+def test_the_test_set_is_read_after_training(monkeypatch, method):
+    seen, now, make, recipe = [], ["before"], study._learner, recipes[method]
+    def sealed(*args):
+        learn, mark = make(*args)
+        learn.dls.loaders[3] = Sealed(learn.dls[3], seen, now)
+        return learn, mark
+    def train(*args):
+        now.append("training")
+        recipe(*args)
+        now.append("after")
+    monkeypatch.setattr(study, "_learner", sealed)
+    monkeypatch.setitem(recipes, method, train)
+    rec = study._train(of(method, patience=5, **short))
+    assert set(seen) == {"after"} and len(rec["trace"]) == 10
+
+
+@pytest.mark.parametrize("noise,better", [(.4, "hyper_acc"), (0., "hyper_risk")])
+def test_patience_counts_passes_without_improvement(monkeypatch, noise, better):
+    told = iter([5., 6., 6., 4., 7., 7., 6.5, 6., 8.])  # the best are those of passes 2 and 5
+    def scripted(*args, **kw):
+        v = next(told)
+        return dict(hyper_acc=v if better == "hyper_acc" else 0., hyper_risk=-v if better == "hyper_risk" else 0.)
+    monkeypatch.setattr(study, "measure", scripted)
+    assert trained(Run(method="expected", noise=noise, steps=300, patience=3))[1].n == 80 and next(told) == 8.
+
+
+def test_patience_ends_a_run_and_its_weights(tmp_path):
+    r = Run(noise=.4, steps=600, patience=1)
+    row, (steps, w) = run(r, tmp_path), history(r.key, tmp_path)
+    assert row.steps_done < 600 and row.steps_done % 10 == 0 and steps[-1] == row.steps_done and len(w) == len(steps)
+    assert all(o["step"] <= row.steps_done for o in record(r.key, tmp_path)["trace"])
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_augment_moves_training_images_only(augment):
+    learn, c = trained(Run(steps=10, augment=augment))
+    own, shown = (set(map(tuple, o.flatten(1).tolist())) for o in (learn.dls.train_ds.x, torch.cat(c.images)))
+    assert (len(shown & own) < 100) if augment else shown == own
+    for dl in learn.dls.loaders[1:]:
+        assert not any(isinstance(o, RandomCropFlip) for o in dl.after_batch.fs) and torch.equal(dl.one_batch()[0], dl.dataset.x[:500])
 
 
 def test_figures_are_those_of_fastai(tmp_path):
@@ -317,10 +500,10 @@ from metarisk_nb import study
 from metarisk_nb.study import *
 store, log = sys.argv[1:]
 train = study._train
-def slow(r, path=None):
+def slow(r, *args):
     with open(log, 'a') as f: f.write(r.key + '\\n')
     time.sleep(.5)
-    return train(r, path)
+    return train(r, *args)
 study._train = slow
 print('ready', flush=True)
 sweep([Run(method=m, noise=.4, steps=30, seed=s) for m in ('expected', 'gce', 'coteaching') for s in range(2)], store=store)
@@ -376,6 +559,27 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert files(tmp_path) == [f"{r.key}.json"]
 
 
+FULL = """
+import resource, sys
+from metarisk_nb.study import *
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+sweep([Run(method=m, noise=.4, steps=30) for m in ('expected', 'gce')], store=sys.argv[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
+def test_a_full_disk_costs_only_what_it_could_not_hold(tmp_path):
+    done, lost = (Run(method=m, **short) for m in ("expected", "gce"))
+    run(done, tmp_path)
+    raw = (tmp_path / "trial" / f"{done.key}.json").read_bytes()
+    p = python(FULL, tmp_path)
+    out = p.communicate(timeout=300)[0]
+    assert p.returncode == 1 and f"1 of 2 runs failed:\n{lost}: OSError" in out and "File too large" in out, out
+    assert files(tmp_path) == [f"{done.key}.json"] and (tmp_path / "trial" / f"{done.key}.json").read_bytes() == raw
+    sweep([done, lost], store=tmp_path)
+    assert files(tmp_path) == sorted(f"{o.key}.json" for o in (done, lost))
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_failing_run_is_named_and_loses_no_other(tmp_path, jobs):
     good, bad = [Run(**short, method=m) for m in ("expected", "gce")], Run(**short, method="batch", bs=1001)
@@ -390,7 +594,7 @@ def test_the_bar_names_what_runs_now(tmp_path, monkeypatch):
     monkeypatch.setattr(study.fp.ConsoleProgressBar, "on_update", lambda self, val, text: named.append((val, text)))
     monkeypatch.setattr(study.fp, "progress_bar", study.fp.ConsoleProgressBar)
     seen = {}
-    monkeypatch.setattr(study, "_train", lambda r, path=None: seen.setdefault(r, named[-1]) and train(r, path))
+    monkeypatch.setattr(study, "_train", lambda r, *args: seen.setdefault(r, named[-1]) and train(r, *args))
     sweep(ALL[:3], store=tmp_path)
     assert [seen[r][0] for r in ALL[:3]] == [0, 1, 2] and all(str(r) in seen[r][1] for r in ALL[:3])
 
@@ -400,3 +604,54 @@ def test_store_is_beside_the_notebooks(tmp_path, monkeypatch):
     assert study._store(None) == Path("results")
     (tmp_path / "nbs").mkdir()
     assert study._store(None) == Path("nbs/results") and study._store("x") == Path("x")
+
+
+# --- A cluster
+
+def locked(p):
+    "Does a process have the lock of a run open?"
+    try: return any(o.path.endswith(".lock") and ".locks" in o.path for o in p.open_files())
+    except psutil.Error: return False  # it has just ended
+
+
+def at_work(pids):
+    "Those of the workers that have a run at work, in a process of its own"
+    return [p for p in pids if any(map(locked, psutil.Process(p).children(recursive=True)))]
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_a_cluster_loses_no_run(tmp_path):
+    LocalCluster = pytest.importorskip("dask.distributed").LocalCluster
+    runs, store = [Run(method=m, noise=.4, steps=100, seed=s) for m in ("expected", "warm") for s in range(2)], tmp_path / "s"
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path) as cluster, ThreadPoolExecutor(1) as pool:
+        pids = [o.pid for o in cluster.workers.values()]
+        def kill():
+            wait_for(lambda: files(store) and at_work(pids))
+            os.kill(pid := at_work(pids)[0], signal.SIGKILL)
+            return pid, len(files(store))
+        killed = pool.submit(kill)
+        df = sweep(runs, store=store, scheduler=cluster.scheduler_address)
+        pid, done = killed.result()
+        assert 1 <= done < len(runs) and not psutil.pid_exists(pid)
+    assert files(store) == sorted(f"{r.key}.json" for r in runs) and list(df.key) == [r.key for r in runs]
+    alone = sweep(runs, store=tmp_path / "alone")
+    assert [figures(o) for _, o in df.iterrows()] == [figures(o) for _, o in alone.iterrows()]
+
+
+def test_a_store_that_the_workers_do_not_share_is_named(tmp_path, monkeypatch):
+    attempt = study._attempt
+    monkeypatch.setattr(study, "_attempt", lambda r, store, *args: attempt(r, tmp_path / "elsewhere", *args))
+    with pytest.raises(RuntimeError, match=f"1 of 1 runs failed:\n.*trained, but not in {tmp_path / 'here'}: do all workers see this folder"):
+        sweep([Run(**short, method="expected")], store=tmp_path / "here")
+
+
+@pytest.mark.parametrize("bad", ["host:8786", "http://host:8786", "tcp://", "", 8786])
+def test_a_bad_scheduler_is_refused_by_name(tmp_path, bad):
+    with pytest.raises(ValueError, match="scheduler must be the address of a Dask scheduler, such as 'tcp://host:8786', got "):
+        sweep([Run(**short)], store=tmp_path, scheduler=bad)
+    assert files(tmp_path) == []
+
+
+def test_dask_is_asked_for_where_it_is_absent(tmp_path, monkeypatch):
+    for o in ("dask", "dask.distributed", "distributed"): monkeypatch.setitem(sys.modules, o, None)
+    with pytest.raises(ImportError, match=r"pip install 'metarisk_nb\[cluster\]'"): sweep([Run(**short)], store=tmp_path, scheduler="tcp://host:8786")

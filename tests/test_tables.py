@@ -1,0 +1,154 @@
+"From runs to verdicts: intervals, paired differences, the paper's tables beside ours"
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from metarisk_nb import study, tables
+from metarisk_nb.study import Run
+from metarisk_nb.tables import *
+
+
+def results(**acc):
+    "Results of one setting: method -> test accuracy of seeds 0, 1, ...; None where a run is missing"
+    return pd.DataFrame([dict(objective="cvar", method=m, seed=s, test_acc=v, test_risk=-v)
+                         for m, vs in acc.items() for s, v in enumerate(vs) if v is not None])
+
+
+# --- Intervals
+
+def test_bootstrap_by_hand():
+    assert bootstrap([3.]) == (3, 3) and bootstrap([0, 1]) == (0, 1)  # of the means 0, 1/2, 1 the outer ones have a quarter each
+    assert bootstrap([0] * 7 + [1]) == pytest.approx((0, .375))  # ones among 8 draws: none in 34%, over 3 in 1%, over 2 in 7%
+    d = np.arange(5.)
+    assert bootstrap(d + 10) == pytest.approx(np.add(bootstrap(d), 10)) and bootstrap(d, seed=0) == bootstrap(d)
+    assert bootstrap(d, n=1, seed=1)[0] == d[np.random.default_rng(1).integers(5, size=5)].mean()
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_bootstrap_is_that_of_scipy(n):
+    d = np.random.default_rng(n).normal(size=n)
+    want = stats.bootstrap((d,), np.mean, n_resamples=100_000, method="percentile", rng=0).confidence_interval
+    assert bootstrap(d, n=100_000) == pytest.approx(want, abs=.02 * np.ptp(d))
+
+
+@pytest.mark.parametrize("d", [[], np.array([])])
+def test_an_interval_needs_a_difference(d):
+    with pytest.raises(ValueError, match="d must hold at least one difference, got none"): bootstrap(d)
+
+
+def test_paired_takes_the_seeds_that_both_have():
+    df = results(learned=[50, None, 53, 51, 60], batch=[48, 10, 50, None, 59], warm=[0] * 5)
+    p = paired(df.sample(frac=1, random_state=0), "learned", "batch")
+    assert p["diff"] == 2 and p["n"] == 3 and (p["lo"], p["hi"]) == bootstrap([2, 3, 1])
+    assert paired(df, "batch", "learned")["diff"] == -2 and paired(df, "learned", "batch", "test_risk")["diff"] == -2
+
+
+@pytest.mark.parametrize("df", [results(learned=[1, 2]), results(learned=[1, None], batch=[None, 1]), results(learned=[1, np.nan], batch=[np.nan, 1]),
+                                pd.DataFrame(columns=["seed", "method", "test_acc"])], ids=["one method", "other seeds", "nan", "none"])
+def test_paired_says_what_is_missing(df):
+    with pytest.raises(ValueError, match="no seed has both 'learned' and 'batch'"): paired(df, "learned", "batch")
+
+
+# --- Tables
+
+def test_beside_shows_ours_and_the_papers():
+    df = pd.concat([results(learned=[50, 52], batch=[40, 41, 45]), results(batch=[10]).assign(objective="icvar"), results(batch=[1]).assign(objective="other")])
+    t = beside(df, dict(cvar=dict(batch=(39., .5)), icvar=dict(batch=(9., np.nan)), human=dict(warm=(7., 1.5))), column="test_acc")
+    assert list(t.index) == ["cvar", "icvar", "human"] and t[("n", "")].tolist() == [2, 1, 0]
+    assert list(t.columns) == [("n", ""), ("batch", "here"), ("batch", "paper"), ("warm", "paper"), ("learned", "here")]
+    assert t["batch"].values.tolist() == [["42 (2.6)", "39 (0.5)"], ["10", "9"], ["", ""]]
+    assert t[("learned", "here")].tolist() == ["51 (1.4)", "", ""] and t[("warm", "paper")].tolist() == ["", "", "7 (1.5)"]
+
+
+def test_beside_rounds_as_it_is_told():
+    t = beside(results(learned=[51.2345, 51.2347]), dict(cvar={}), column="test_acc", digits=5)
+    assert t[("learned", "here")].tolist() == ["51.235 (0.00014)"]
+    assert beside(results(learned=[1]), paper_risk)[("n", "")].tolist() == [0, 1, 0, 0, 0, 0]
+
+
+better, equal, worse = [[50, 51, 52], [52.1, 53, 53.9]], [[50, 51, 52], [51, 50, 52]], [[53, 53, 54], [50, 51, 52]]
+
+
+@pytest.mark.parametrize("values,here,verdict", [
+    (better, "better", dict(better="reproduced", equal="better here", worse="better here")),
+    (equal, "equal", dict(better="partly", equal="reproduced", worse="better here")),
+    (worse, "worse", dict(better="not reproduced", equal="partly", worse="reproduced"))], ids=["better", "equal", "worse"])
+@pytest.mark.parametrize("claim", ["better", "equal", "worse"])
+@pytest.mark.parametrize("column,lower", [("test_acc", False), ("test_risk", True)])
+def test_verdicts(values, here, verdict, claim, column, lower):
+    df = results(batch=[1, 2, 3], warm=values[0], learned=values[1])
+    v = verdicts(df, dict(cvar=claim, icvar="better"), column=column, lower=lower).loc["cvar"]
+    assert (v["best other"], v.here, v.paper, v.verdict, v.n) == ("warm", here, claim, verdict[claim], 3)
+    p = paired(df, "learned", "warm", column)
+    assert (v["diff"], v.lo, v.hi) == (p["diff"], p["lo"], p["hi"]) and v["relative %"] == pytest.approx(100 * p["diff"] / np.mean(values[0]) * (-1 if lower else 1))
+
+
+def test_one_seed_gives_no_verdict():
+    v = verdicts(results(batch=[1], learned=[2]), dict(cvar="better"), column="test_acc", lower=False).loc["cvar"]
+    assert (v.here, v.verdict, v.n, v["diff"]) == ("too few seeds", "", 1, 1)
+
+
+def test_rows_without_runs_have_no_verdict():
+    df = results(batch=[1, 2], learned=[2, 3])
+    assert list(verdicts(df, dict(cvar="better", human="equal")).index) == ["cvar"]
+    for o in (df[df.method == "batch"], df[df.method == "learned"]): assert verdicts(o, dict(cvar="better")).empty
+    assert verdicts(df, dict(cvar="better"), others=["expected"]).empty and verdicts(df, dict(cvar="better"), learned="paper").empty
+
+
+def test_constants_of_the_paper():
+    assert paper_risk["cvar"] == dict(expected=(2.301, .0317), batch=(1.917, .00962), warm=(1.773, .00976), paper=(1.721, .0156))
+    assert paper_risk["icvar"]["paper"] == (1.341e-7, 3.23e-8) and paper_risk["trimmed"]["batch"] == (.04401, .00153)
+    assert paper_acc["expected"] == dict(batch=(91.12, .29), paper=(90.76, .47)) and paper_acc["icvar"]["batch"] == (16.78, 1.48)
+    assert paper_clean[.5] == dict(expected=(60.18, 2.94), paper=(68.75, 1.42)) and paper_noise[.2]["oracle"] == (82.31, .376)
+    assert [list(o) for o in (paper_risk, paper_acc)] == [["expected", "cvar", "icvar", "human", "meanvar", "trimmed"]] * 2
+    assert list(paper_clean) == list(paper_noise) == [0., .05, .2, .5]
+
+
+# --- A whole store
+
+def store_of(folder, runs):
+    "Records as a sweep writes them, with figures made up: (run, test accuracy)"
+    for r, acc in runs:
+        rec = dict(key=r.key, config=r.config, figures=dict(test_risk=1 - acc / 100, test_acc=acc), seconds=1., trace=[])
+        study._write(study._file(r, folder), rec)
+    return folder
+
+
+@pytest.fixture
+def store(tmp_path):
+    cell = lambda study, means, **kw: [(Run(study, "fashion_mini", method=m, seed=s, **kw), v + s) for m, v in means.items() for s in range(3)]
+    runs = [*cell("risk", dict(expected=50, batch=60, warm=65, learned=70, paper=55), objective="cvar"),
+            *cell("risk", dict(expected=80, batch=80), objective="expected"),
+            *cell("noise", dict(expected=90, learned=90)), *cell("noise", dict(expected=50, learned=75, oracle=80, gce=99), noise=.5),
+            *cell("noise", dict(expected=50, learned=85, joined=99), noise=.5, clean_valid=True),
+            *cell("noise", dict(expected=10, learned=5), noise=.5, clean_valid=True, valid_share=.02),  # another setting
+            *[(Run("risk", "digits", objective="cvar", method=m), 1.) for m in ("batch", "learned")]]      # other data
+    return store_of(tmp_path, runs)
+
+
+def test_four_tables(store):
+    t = four_tables(store=store)
+    assert list(t) == [f"Table {i}" for i in (3, 4, 5, 6)]
+    risk, learned, paper = t["Table 3"]
+    assert risk.loc["cvar", ("learned", "here")] == "0.29 (0.01)" and ("learned", "paper") not in risk
+    assert risk.loc["cvar", ("warm", "paper")] == "1.773 (0.0098)" and risk[("n", "")].to_dict() == dict(expected=3, cvar=3, icvar=0, human=0, meanvar=0, trimmed=0)
+    assert learned.loc["cvar", ["best other", "here", "verdict"]].tolist() == ["warm", "better", "reproduced"]
+    assert paper.loc["cvar", ["best other", "here", "verdict"]].tolist() == ["warm", "worse", "not reproduced"] and list(paper.index) == ["cvar"]
+    acc, learned, _ = t["Table 4"]
+    assert acc.loc["cvar", ("learned", "here")] == "71 (1)" and learned.loc["cvar", "diff"] == 5
+    clean, learned, _ = t["Table 5"]
+    assert clean[("learned", "here")].tolist() == ["91 (1)", "", "", "86 (1)"] and learned.verdict.to_dict() == {0.: "reproduced", .5: "reproduced"}
+    noisy, learned, paper = t["Table 6"]
+    assert noisy[("learned", "here")].tolist() == ["91 (1)", "", "", "76 (1)"] and noisy.loc[.5, ("oracle", "here")] == "81 (1)"
+    assert learned.loc[.5, ["best other", "diff", "n"]].tolist() == ["expected", 25, 3] and paper.empty
+
+
+def test_four_tables_of_an_empty_store(tmp_path):
+    for table, *judged in four_tables(store=tmp_path).values():
+        assert set(table[("n", "")]) == {0} and all(o.empty for o in judged) and not [c for c in table if c[1] == "here"]
+
+
+def test_claims_are_for_the_rows_of_the_paper():
+    for claims, table in ((tables._risk_claims, paper_risk), (tables._acc_claims, paper_acc), (tables._noise_claims, paper_clean), (tables._noise_claims, paper_noise)):
+        assert list(claims) == list(table) and set(claims.values()) <= {"better", "equal", "worse"}
