@@ -5,5 +5,6 @@ from .reducer import *
 from .hypergrad import *
 from .callback import *
 from .data import *
+from .training import *
 from .study import *
 from .plot import *

@@ -35,7 +35,8 @@ from .hypergrad import hypergradient
 from .plot import _axes, _pal
 from .reducer import SortedReducer
 from .risk import ExpectedValue
-from .study import Run, _device, _learner, _now, _put, recipes
+from .study import Run, _device, _learner, _now, _put
+from .training import recipes
 
 # %% ../nbs/08_cost.ipynb #ad6dd191
 Work = namedtuple('Work', 'model reducer risk loss_func train_batches val_batch lr') # The arguments of `hypergradient`

@@ -17,7 +17,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .cost import cost_model
-from .study import Run, _file, _shares, load_results, network, sweep
+from .study import Run, _file, load_results, sweep
+from .training import _shares, network
 
 # %% ../nbs/09a_scales.ipynb #823d581a
 targets = ['expected', 'cvar', 'icvar', 'human', 'meanvar', 'trimmed'] # Rows of Table 3, each with the paper's parameter

@@ -5,7 +5,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from metarisk_nb.plot import *
-from metarisk_nb.study import recipes
+from metarisk_nb.training import recipes
 
 plt.switch_backend("agg")
 steps = np.array([0, 10, 20, 30, 400])

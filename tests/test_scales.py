@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from metarisk_nb import scales as mod
-from metarisk_nb import study
+from metarisk_nb import study, training
 from metarisk_nb.callback import MetaRisk
 from metarisk_nb.scales import *
 from metarisk_nb.study import *
+from metarisk_nb.training import *
 
 COMMAND = Path(sys.executable).with_name("metarisk_study")
 COUNTS = dict(cpu=dict(risk=5*6*5 + 3*3*4, noise=5*48 + 5*3*2 + 5*2*3 + 3*2 + 3*2*6, shift=3*4*2 + 3*4 + 3*2*2, fails=5*2 + 5*2*6 + 1 + 2),
@@ -87,12 +88,12 @@ def test_smoke_scale_is_the_papers_with_small_data_and_few_steps():
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    x, y = study.load_digits(return_X_y=True)
+    x, y = training.load_digits(return_X_y=True)
     x = x.reshape(-1, 8, 8).astype(np.float32)
-    monkeypatch.setitem(study.study_data, "digits", (lambda path: ((x[:140], y[:140]), (x[140:160], y[140:160])), study.study_data["digits"][1]))
-    study._arrays.cache_clear()
+    monkeypatch.setitem(training.study_data, "digits", (lambda path: ((x[:140], y[:140]), (x[140:160], y[140:160])), training.study_data["digits"][1]))
+    training._arrays.cache_clear()
     yield
-    study._arrays.cache_clear()
+    training._arrays.cache_clear()
 
 
 def test_smoke_runs_train(few_digits, tmp_path):

@@ -18,10 +18,11 @@ import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import no_random
 
-from metarisk_nb import study
+from metarisk_nb import study, training
 from metarisk_nb.callback import BatchRisk, History, MetaRisk, RiskMetric
 from metarisk_nb.data import RandomCropFlip, shifts
 from metarisk_nb.study import *
+from metarisk_nb.training import *
 
 short = dict(steps=30, noise=.4)
 REPLAYS, CLEAN = ("frozen", "replayed", "shuffled"), ("joined", "finetuned", "clean_only")
@@ -157,7 +158,7 @@ def images(tmp_path):
     "A folder of CIFAR-10's layout with 4 + 2 images a class"
     g = np.random.default_rng(0)
     for part, n in (("train", 4), ("test", 2)):
-        for c in study.cifar10_classes:
+        for c in training.cifar10_classes:
             (tmp_path / part / c).mkdir(parents=True)
             for i in range(n): PIL.Image.fromarray(g.integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / part / c / f"{i}.png")
     return tmp_path
@@ -166,20 +167,20 @@ def images(tmp_path):
 def test_cifar10_is_read_once_and_kept(images, monkeypatch, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     r = Run(data="cifar10", arch="cnn:4-4/2-2", steps=2, bs=8)
-    study._arrays.cache_clear()
+    training._arrays.cache_clear()
     a = run(r, store, path=images)
-    study._arrays.cache_clear()
-    monkeypatch.setattr(study, "cifar10_arrays", lambda path: pytest.fail("decoded again"))
+    training._arrays.cache_clear()
+    monkeypatch.setattr(training, "cifar10_arrays", lambda path: pytest.fail("decoded again"))
     monkeypatch.setenv("METARISK_DATA", str(images))
     b = run(r, tmp_path_factory.mktemp("other"))
     assert figures(a) == figures(b) and a.data_mark == b.data_mark and not list(images.glob(".*"))
 
 
 def test_cifar10_cut_is_averaged(images, monkeypatch):
-    monkeypatch.setattr(study, "_first_of_each", lambda y, n, f=study._first_of_each: f(y, 3))
-    (x, y), (tx, ty) = study._cifar10_cut(images)
+    monkeypatch.setattr(training, "_first_of_each", lambda y, n, f=training._first_of_each: f(y, 3))
+    (x, y), (tx, ty) = training._cifar10_cut(images)
     assert x.shape == (30, 3, 16, 16) and tx.shape == (20, 3, 16, 16) and np.bincount(y).tolist() == [3] * 10
-    full = study._cifar10(images)[1][0]
+    full = training._cifar10(images)[1][0]
     assert np.allclose(tx, torch.nn.functional.avg_pool2d(torch.tensor(full).float(), 2).numpy())
 
 
@@ -187,8 +188,8 @@ def test_arrays_that_cannot_be_kept_are_still_read(images, monkeypatch):
     def full(f, **kw):
         f.write(b"half")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(study.np, "savez", full)
-    with pytest.warns(UserWarning, match="could not be written"): (x, _), _ = study._cifar10(images)
+    monkeypatch.setattr(training.np, "savez", full)
+    with pytest.warns(UserWarning, match="could not be written"): (x, _), _ = training._cifar10(images)
     assert x.shape == (40, 3, 32, 32) and sorted(o.name for o in images.iterdir()) == ["test", "train"]
 
 
@@ -274,7 +275,7 @@ def test_methods_differ_where_they_should():
 
 def test_coteaching_keeps_what_it_should(monkeypatch):
     kept = []
-    monkeypatch.setattr(study, "ICVaR", lambda a: kept.append(a) or (lambda losses: losses.mean()))
+    monkeypatch.setattr(training, "ICVaR", lambda a: kept.append(a) or (lambda losses: losses.mean()))
     trained(Run(method="coteaching", noise=.4, steps=50))
     assert kept[:11] == pytest.approx([1 - .36 * i / 10 for i in range(11)]) and kept[11:] == pytest.approx([.64] * 39)
 
@@ -313,7 +314,7 @@ def test_shuffled_weights_are_dealt_to_other_ranks(used, seed):
 
 def test_a_long_curriculum_keeps_its_ends():
     w = g.dirichlet(np.ones(7), 3)
-    h = study._schedule(np.array([0, 900, 5000]), w)
+    h = training._schedule(np.array([0, 900, 5000]), w)
     assert len(h) == 256 and h.steps[0] == 0 and h.steps[-1] == 5000
     for s in (0, 5000): assert np.allclose(h.at(s).weights(7), w[0 if s == 0 else 2], atol=1e-6)
 
@@ -398,7 +399,7 @@ def test_patience_counts_passes_without_improvement(monkeypatch, noise, better):
     def scripted(*args, **kw):
         v = next(told)
         return dict(hyper_acc=v if better == "hyper_acc" else 0., hyper_risk=-v if better == "hyper_risk" else 0.)
-    monkeypatch.setattr(study, "measure", scripted)
+    monkeypatch.setattr(training, "measure", scripted)
     assert trained(Run(method="expected", noise=noise, steps=300, patience=3))[1].n == 80 and next(told) == 8.
 
 
@@ -496,7 +497,7 @@ def test_results_have_the_columns_that_studies_read(tmp_path):
 WORK = """
 import sys, time, signal, os
 from pathlib import Path
-from metarisk_nb import study
+from metarisk_nb import study, training
 from metarisk_nb.study import *
 store, log = sys.argv[1:]
 train = study._train
