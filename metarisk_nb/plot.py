@@ -53,6 +53,10 @@ def plot_weights(
     return ax
 
 # %% ../nbs/06_plot.ipynb #af308922
+def _evenly(steps, n):
+    "Places of at most `n` of the steps, evenly spaced in training"
+    return np.unique([np.abs(steps - s).argmin() for s in np.linspace(steps[0], steps[-1], n)])
+
 def plot_evolution(
     steps,         # T training steps
     weights,       # (T, n) weights at those steps, worst loss first
@@ -62,7 +66,7 @@ def plot_evolution(
 ):                 # The Axes
     "Weights through training as curves from the worst to the best loss, light (early) to dark (late)"
     ax, steps, w = _axes(ax), _array(steps), _array(weights)
-    picks = np.unique([np.abs(steps - s).argmin() for s in np.linspace(steps[0], steps[-1], n_curves)])
+    picks = _evenly(steps, n_curves)
     x = (np.arange(w.shape[1]) + .5) / w.shape[1] * 100
     for i, c in zip(picks, sns.color_palette(cmap, len(picks))):
         ax.plot(x, w[i] * w.shape[1], color=c, lw=2, label=f'{steps[i]:.0f}')
@@ -82,7 +86,7 @@ def plot_curriculum(
 ):                 # The Axes
     "The target's weights, and the learned ones at `n` times in training"
     steps, w = _array(steps), _array(weights)
-    picks = np.unique([np.abs(steps - s).argmin() for s in np.linspace(steps[0], steps[-1], n)])
+    picks = _evenly(steps, n)
     k = len(picks) + (target is not None)
     if axs is None: axs = plt.figure(figsize=(2 * k, 2.2), layout='constrained').subplots(1, k)
     learned = axs[k - len(picks):]

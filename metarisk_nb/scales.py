@@ -26,14 +26,13 @@ _by_hand = ['expected', 'batch', 'warm']                               # Columns
 _no_clean = ['expected', 'learned', 'gce', 'label_smoothing', 'coteaching']
 _clean = dict(clean_valid=True, noise=[.05, .2, .5])
 
-def _noise(base, seeds, paper, clean=True):
-    "Tables 6 and 5: without and with clean validation data"
-    rates, extra = [0., .05, .2, .5], ['paper'] if paper else []
-    blocks = [dict(noise=rates, method=_no_clean + extra), dict(noise=rates[1:], method='oracle')]
-    if clean: blocks += [dict(noise=[.2, .5], method=['frozen', 'replayed', 'shuffled']),
-                         dict(_clean, method=['expected', 'learned', *extra]),
-                         dict(_clean, noise=[.2, .5], method=['joined', 'finetuned', 'clean_only'])]
-    return [dict(base, seeds=seeds, **o) for o in blocks]
+def _noise(base):
+    "Tables 6 and 5, five seeds: without and with clean validation data"
+    blocks = [dict(noise=[0., .05, .2, .5], method=[*_no_clean, 'paper']), dict(noise=[.05, .2, .5], method='oracle'),
+              dict(noise=[.2, .5], method=['frozen', 'replayed', 'shuffled']),
+              dict(_clean, method=['expected', 'learned', 'paper']),
+              dict(_clean, noise=[.2, .5], method=['joined', 'finetuned', 'clean_only'])]
+    return [dict(base, seeds=5, **o) for o in blocks]
 
 _fashion, _cut = dict(data='fashion_mini', steps=2000), dict(data='cifar10_cut', arch='cnn', steps=3000)
 _paper = dict(data='cifar10', arch='resnet18_32', steps=20_000, augment=True, patience=5)
@@ -47,7 +46,7 @@ scales = dict(
     cpu=dict(
         risk=[dict(_fashion, seeds=5, objective=targets, method=_by_hand + _full),
               dict(_cut, seeds=3, objective=['cvar', 'icvar', 'trimmed'], method=[*_by_hand, 'learned'])],
-        noise=[*_noise(_fashion, 5, True),
+        noise=[*_noise(_fashion),
                _fashion | _clean | dict(seeds=5, valid_share=.02, method=['expected', 'learned']),
                _fashion | _clean | dict(seeds=5, valid_share=.02, noise=[.2, .5], method=['joined', 'finetuned', 'clean_only']),
                dict(_cut, seeds=3, noise=0., method=['expected', 'learned']),
@@ -57,7 +56,7 @@ scales = dict(
         fails=[_short | dict(method='expected'), _short | dict(meta=_barer),
                _whole | dict(method='expected'), _whole | dict(meta=[{}, _bare | dict(every=20)])]),
     paper=dict(risk=[dict(_paper, seeds=5, objective=targets, method=_by_hand + _full)],
-               noise=[*_noise(_paper, 5, True), _paper | _clean | dict(seeds=5, valid_share=.02, method=['expected', *_full]),
+               noise=[*_noise(_paper), _paper | _clean | dict(seeds=5, valid_share=.02, method=['expected', *_full]),
                       _paper | _clean | dict(seeds=5, valid_share=.02, noise=.5, method='clean_only')]),
     smoke=dict(risk=[dict(_smoke, seeds=1, objective='cvar', method=_by_hand + _full)],
                noise=[dict(_smoke, seeds=1, noise=.5, method=['expected', 'learned', 'oracle', 'replayed']),

@@ -127,9 +127,8 @@ def verdicts(
     return pd.DataFrame(rows).set_index(by) if rows else pd.DataFrame()
 
 # %% ../nbs/09b_tables.ipynb #0c6b3494
-def _set(study, data, store=None, **where):
-    df = load_results(study, store)
-    for k, v in dict(where, data=data).items(): df = df[df[k] == v] if v is not None else df[df[k].isna()]
+def _where(df, **where):
+    for k, v in where.items(): df = df[df[k] == v] if v is not None else df[df[k].isna()]
     return df
 
 def _with_clean_zero(df, zero):
@@ -141,23 +140,24 @@ def four_tables(
     store=None,          # As in `run`
 )->dict:                 # 'Table 3' ... 'Table 6' -> (table, verdicts on `learned`, verdicts on `paper`)
     "All tables of the paper from the store, without training"
-    risk, noisy = _set('risk', data, store), _set('noise', data, store, clean_valid=False, valid_share=None)
-    clean = _with_clean_zero(_set('noise', data, store, clean_valid=True, valid_share=None), noisy)
+    risk, noise = (_where(load_results(o, store), data=data) for o in ('risk', 'noise'))
+    noisy, clean = (_where(noise, clean_valid=o, valid_share=None) for o in (False, True))
+    clean = _with_clean_zero(clean, noisy)
     acc = dict(column='test_acc')
     judge = lambda df, claims, **kw: tuple(verdicts(df, claims, learned=m, **kw) for m in ('learned', 'paper'))
-    noise = dict(by='noise', **acc)
-    by_hand = dict(others=['expected'], lower=False, **noise)
+    rates = dict(by='noise', **acc)
+    by_hand = dict(others=['expected'], lower=False, **rates)
     return {
         'Table 3': (beside(risk, paper_risk), *judge(risk, _risk_claims)),
         'Table 4': (beside(risk, paper_acc, **acc), *judge(risk, _acc_claims, lower=False, others=['batch', 'warm'], **acc)),
-        'Table 5': (beside(clean, paper_clean, methods=('expected', 'paper', 'learned'), **noise), *judge(clean, _noise_claims, **by_hand)),
-        'Table 6': (beside(noisy, paper_noise, methods=('expected', 'paper', 'learned', 'oracle'), **noise), *judge(noisy, _noise_claims, **by_hand))}
+        'Table 5': (beside(clean, paper_clean, methods=('expected', 'paper', 'learned'), **rates), *judge(clean, _noise_claims, **by_hand)),
+        'Table 6': (beside(noisy, paper_noise, methods=('expected', 'paper', 'learned', 'oracle'), **rates), *judge(noisy, _noise_claims, **by_hand))}
 
 # %% ../nbs/09b_tables.ipynb #7b42e1b7
-def _headline(v, table, paper, label, row, digits):
+def _headline(v, table, paper, label, row, best_of):
     "One line of `headlines`"
     r, others = v.loc[row], {k: m for k, (m, _) in paper[row].items() if k not in ('paper', 'oracle')}
-    best = (min if digits == 3 else max)(others.values())
+    best = best_of(others.values())
     pct = lambda x: f'{100 * x:+.1f}%'
     scale = r['relative %'] / r['diff'] / 100
     return {'': label, 'n': int(r.n), 'plain': table.loc[row, ('expected', 'here')], 'best by hand': f"{table.loc[row, (r['best other'], 'here')]} {r['best other']}",
@@ -170,10 +170,10 @@ def headlines(
 )->pd.DataFrame:
     "The short form of the four tables: the learned risk beside the best one made by hand, here and in the paper"
     t, names = four_tables(data, store), dict(cvar='CVaR', human='human-aligned risk', meanvar='mean-variance', trimmed='trimmed risk')
-    rows = [(t['Table 3'], paper_risk, f'risk: {names[o]}', o, 3) for o in names]
-    rows += [(t[f'Table {k}'], p, f'accuracy, {100*o:.0f}% of labels drawn anew{w}', o, 4) for k, p, w in ((6, paper_noise, ''), (5, paper_clean, ', clean validation'))
+    rows = [(t['Table 3'], paper_risk, f'risk: {names[o]}', o, min) for o in names]
+    rows += [(t[f'Table {k}'], p, f'accuracy, {100*o:.0f}% of labels drawn anew{w}', o, max) for k, p, w in ((6, paper_noise, ''), (5, paper_clean, ', clean validation'))
              for o in p if o or k == 6]
-    return pd.DataFrame([_headline(v, table, p, label, row, digits) for (table, v, _), p, label, row, digits in rows if row in v.index])
+    return pd.DataFrame([_headline(v, table, p, label, row, best_of) for (table, v, _), p, label, row, best_of in rows if row in v.index])
 
 def as_markdown(
     df, # Its index is left out
