@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
-.PHONY: help demo test bench bench-gpu lab prepare outputs clean
+.PHONY: help demo test bench bench-gpu lab browser site handout shots prepare outputs clean
 help:                             ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/	/' | expand -t 12
 
@@ -31,9 +31,23 @@ bench-gpu: $(STAMP)               ## the paper's setting on a GPU: steps a secon
 lab: $(STAMP)                     ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb
 
+site: $(STAMP)                    ## build the website into _site; npm gives KaTeX, once
+	$(BIN)/python -W ignore scripts/build_site.py
+
+browser:                          ## Chromium for the tests of the widgets and the site (Debian, Ubuntu)
+	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; }
+
+handout: $(STAMP)                 ## the lessons without their solutions, for a class, into _handout
+	$(BIN)/python scripts/handout.py
+
+shots: $(STAMP)                   ## photograph the widgets in a browser: the still figures of notebook 07
+	SHOTS=nbs/images $(BIN)/python -m pytest tests/test_widgets.py
+
 prepare: $(STAMP)                 ## before each commit: export, clean, README
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+	$(BIN)/python scripts/tidy.py
+	$(BIN)/python scripts/bundle.py
 	$(BIN)/python scripts/readme.py
 
 outputs: $(STAMP)                 ## run all notebooks and keep their outputs
@@ -41,4 +55,4 @@ outputs: $(STAMP)                 ## run all notebooks and keep their outputs
 	$(MAKE) prepare
 
 clean:                            ## forget the environment and what was built
-	rm -rf $(VENV) _site _proc build dist *.egg-info
+	rm -rf $(VENV) .site_vendor _site _handout _proc build dist *.egg-info

@@ -8,3 +8,4 @@ from .data import *
 from .training import *
 from .study import *
 from .plot import *
+from .widget import *

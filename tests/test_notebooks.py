@@ -1,5 +1,8 @@
 "Every notebook runs, one pytest item each; the library and the README are what the notebooks export"
+import copy
 import filecmp
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -7,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -52,6 +57,31 @@ def test_notebooks_are_small_and_keep_their_pictures():
     for fn in NBS:
         assert fn.stat().st_size < 500_000, fn.name
         assert "image/png" in fn.read_text(), f"{fn.name}: run `make outputs`"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    mod = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mod)
+    return mod
+
+
+def test_notebooks_hold_no_saved_widgets_and_fold_their_solutions():
+    tidy, untidy = script("tidy").tidy, []
+    for fn in NBS:
+        old = json.loads(fn.read_text(encoding="utf-8"))
+        if tidy(copy.deepcopy(old)) != old: untidy.append(fn.name)
+    assert not untidy, f"run `make prepare`: {untidy}"
+
+
+def test_handout_has_no_solutions_and_runs(tmp_path):
+    subprocess.run([sys.executable, ROOT / "scripts/handout.py", tmp_path], check=True, capture_output=True)
+    copies = sorted(tmp_path.glob("*.ipynb"))
+    assert [o.name for o in copies] == [o.name for o in NBS]
+    for fn in copies: assert not re.search(r"<details|# Solution", fn.read_text(encoding="utf-8")), fn.name
+    risk = json.loads((tmp_path / "00_risk.ipynb").read_text(encoding="utf-8"))
+    assert sum(c["source"].startswith("# Your solution") for c in risk["cells"] if c["cell_type"] == "code") >= 3
+    nbclient.execute(nbformat.from_dict(risk), cwd=tmp_path, timeout=120)
 
 
 def test_what_the_list_of_compatibility_names_is_tested():

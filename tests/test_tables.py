@@ -1,7 +1,10 @@
 "From runs to verdicts: intervals, paired differences, the paper's tables beside ours"
+import random
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from metarisk_nb import study, tables
@@ -103,6 +106,53 @@ def test_constants_of_the_paper():
     assert paper_clean[.5] == dict(expected=(60.18, 2.94), paper=(68.75, 1.42)) and paper_noise[.2]["oracle"] == (82.31, .376)
     assert [list(o) for o in (paper_risk, paper_acc)] == [["expected", "cvar", "icvar", "human", "meanvar", "trimmed"]] * 2
     assert list(paper_clean) == list(paper_noise) == [0., .05, .2, .5]
+
+
+# --- A comparison of one's own
+
+def fits(**scores):
+    "Method -> a function of the seed that gives the score of that seed"
+    return {m: v.__getitem__ for m, v in scores.items()}
+
+
+def test_compare_pairs_every_method_with_the_first():
+    a, b, c = [50, 60, 70, 80], [51, 62, 71, 82], [49, 61, 69, 81]
+    scores, t = compare(fits(plain=a, learned=b, other=c), seeds=4)
+    assert scores.values.tolist()[:4] == [["plain", 0, 50.], ["learned", 0, 51.], ["other", 0, 49.], ["plain", 1, 60.]] and len(scores) == 12
+    p = paired(scores, "learned", "plain", "score")
+    assert t.loc["learned", list(p)].to_dict() == p and t.verdict.to_dict() == dict(learned="better", other="no difference seen")
+    assert t.index.name == "against plain" and list(t.columns) == ["diff", "lo", "hi", "n", "verdict"]
+    assert compare(fits(plain=a, learned=b), seeds=range(3), lower=True)[1].verdict["learned"] == "worse"
+    assert compare(fits(plain=a, learned=b), seeds=[3, 1])[1].loc["learned", ["diff", "n", "verdict"]].tolist() == [2, 2, "too few seeds"]
+
+
+def test_compare_gives_each_method_the_same_random_state_and_leaves_yours_alone():
+    draw = lambda seed: sum(map(float, (random.random(), np.random.rand(), torch.rand(()))))
+    state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    scores, t = compare(dict(a=draw, b=lambda seed: torch.tensor(draw(seed) + 1)), seeds=3)
+    assert t.loc["b", ["diff", "lo", "hi"]].tolist() == pytest.approx([1, 1, 1]) and scores.score.nunique() == 6
+    assert torch.equal(torch.get_rng_state(), state[0]) and (np.random.get_state()[1] == state[1]).all() and random.getstate() == state[2]
+    with pytest.raises(ZeroDivisionError): compare(dict(a=draw, b=lambda seed: draw(seed) / 0))
+    assert torch.equal(torch.get_rng_state(), state[0])
+
+
+one = fits(a=[1] * 5, b=[2] * 5)
+
+
+@pytest.mark.parametrize("kwargs,error,says", [
+    (dict(methods=dict(a=float)), TypeError, "methods must be a dict of two functions of a seed or more, the first to compare with, got {'a': "),
+    (dict(methods=dict(a=1., b=2.)), TypeError, "methods must be a dict of two functions of a seed or more"),
+    (dict(methods=[float, float]), TypeError, "methods must be a dict of two functions of a seed or more"),
+    (dict(methods=one | dict(c=lambda seed: [.3, .9])), TypeError, r"methods\['c'\] must return one number, got \[0.3, 0.9\]"),
+    (dict(methods=one | dict(c=lambda seed: None)), TypeError, r"methods\['c'\] must return one number, got None"),
+    (dict(methods=one | dict(c=lambda seed: np.nan if seed else 1)), ValueError, r"methods\['c'\] must return a finite number, got nan with seed 1"),
+    (dict(methods=one, seeds=0), ValueError, "seeds must be a whole number of at least 1, got 0"),
+    (dict(methods=one, seeds=2.), TypeError, "seeds must be a whole number of at least 1, got 2.0"),
+    (dict(methods=one, seeds=[1, "2"]), TypeError, "seeds must be a whole number of at least 0, got '2'"),
+    (dict(methods=one, seeds=[]), ValueError, r"seeds must be at least one, each of them once, got \[\]"),
+    (dict(methods=one, seeds=[1, 2, 1]), ValueError, r"seeds must be at least one, each of them once, got \[1, 2, 1\]")])
+def test_compare_says_what_it_wants(kwargs, error, says):
+    with pytest.raises(error, match=says): compare(**kwargs)
 
 
 # --- A whole store

@@ -1,0 +1,219 @@
+"""The website, from `_quarto.yml` and saved outputs, with no CDN: `python scripts/build_site.py [OUT]`
+
+smalldocs does the work, on a copy in which nbdev's directives are in Quarto's words. KaTeX comes from npm, once, into `.site_vendor/`. What the
+site lacks (a dead link, a picture without words, a listed page) is printed, and the exit code is then 1.
+"""
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from base64 import b64encode
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import yaml
+from smalldocs import api
+from smalldocs.config import load
+from smalldocs.site import Site
+
+ROOT, VENDOR = Path(__file__).resolve().parents[1], Path(__file__).resolve().parents[1] / ".site_vendor"
+PACKAGES = {  # name: version, sha512 of npm's tarball, the files that the site needs
+    "katex": ("0.16.11", "RQrI8rlHY92OLf3rho/Ts8i/XvjgguEjOkO1BEXcU3N8BqPpSzBNwV/G0Ukr+P/l3ivvJUE/Fa/CwbS6HesGNQ==",
+              r"dist/(katex\.min\.(js|css)|contrib/auto-render\.min\.js|fonts/.*\.woff2)|LICENSE")}
+
+
+def fetch():
+    "npm's tarballs, and which of their files the site needs; ends the program where they cannot be had"
+    for name, (version, sha, wanted) in PACKAGES.items():
+        tgz = VENDOR / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"  # what `npm pack` calls it
+        if not tgz.exists():
+            if not (npm := shutil.which("npm")): sys.exit(f"npm is missing: install Node.js, or put {name} {version} from npm into {tgz}")
+            VENDOR.mkdir(exist_ok=True)
+            r = subprocess.run([npm, "pack", f"{name}@{version}", "--silent", "--fetch-retries=1"], cwd=VENDOR, capture_output=True, text=True)
+            if r.returncode or not tgz.exists(): sys.exit(f"npm could not fetch {name} {version}: {r.stderr.strip() or r.stdout.strip()}")
+        if b64encode(hashlib.sha512(tgz.read_bytes()).digest()).decode() != sha: sys.exit(f"{tgz} is not {name} {version} as pinned in {__file__}: delete it")
+        yield name.rpartition("/")[2], tgz, wanted
+
+
+def unpack(tgz, wanted, out):
+    with tarfile.open(tgz) as t:
+        for m in t.getmembers():
+            fn = m.name.partition("/")[2]
+            if not m.isfile() or not re.fullmatch(wanted, fn): continue
+            to = out / fn.removeprefix("dist/")
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_bytes(t.extractfile(m).read())
+
+
+# ------------------------------------------------------------ notebooks
+
+def text(x): return "".join(x)
+
+
+def plain(md): return " ".join(re.sub(r"<[^>]+>|[*_`#$]|\]\([^)]*\)|\[", "", md).split())
+
+
+def split_cell(src):
+    "nbdev's words, Quarto's options and the code of a cell"
+    words, opts, lines = [], {}, src.split("\n")
+    while lines and lines[0].startswith("#|"):
+        o = yaml.safe_load(lines.pop(0)[2:].strip())
+        opts.update(o) if isinstance(o, dict) else words.append(str(o).split()[0])
+    return words, opts, "\n".join(lines).strip("\n")
+
+
+def markdown(src): return dict(cell_type="markdown", metadata={}, source=src)
+
+
+def translate(nb):
+    "A notebook as smalldocs reads it: a title, Quarto's options alone, words for each picture"
+    cells, front, head = [], [], ""
+    for i, c in enumerate(nb["cells"]):
+        src, fold = text(c["source"]), ""
+        if c["cell_type"] == "markdown":
+            if not head and (m := re.match(r"# (.*)\n*(?:> (.*))?\n*", src)):
+                keys = dict(title=m[1], subtitle=m[2] and plain(m[2]))
+                front = [dict(cell_type="raw", metadata={}, source="---\n" + "".join(f"{k}: {json.dumps(v)}\n" for k, v in keys.items() if v) + "---")]
+                head, src = plain(m[1]), src[m.end():]
+            for h in re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", src, flags=re.M | re.S), re.M): head = plain(h)
+        elif c["cell_type"] == "code":
+            words, opts, code = split_cell(src)
+            if "hide" in words or not code: continue
+            if opts.pop("code-fold", False) is True:  # with its output, which is the answer
+                m = re.match(r"# (Solution.*)", code)
+                fold = opts.pop("code-summary", m[1] if m else "Code")
+            follows = text(nb["cells"][i + 1]["source"]) if i + 1 < len(nb["cells"]) else ""
+            caption = re.match(r"\*(Figure\b.*?)\*\s*$", follows.split("\n\n")[0], re.S)
+            opts.setdefault("fig-alt", plain(caption[1]) if caption else f"Figure: {head}")
+            src = "".join(f"#| {k}: {json.dumps(v, ensure_ascii=False)}\n" for k, v in opts.items()) + code
+        new = {**c, "source": src}
+        cells += [markdown(f"<details>\n<summary>{fold}</summary>\n"), new, markdown("</details>\n")] if fold else [new]
+    return {**nb, "cells": front + cells}
+
+
+# ------------------------------------------------------------ API pages
+
+def values(mod):
+    "The public names of a module that are neither functions nor classes, as Markdown; smalldocs leaves them out"
+    src, names = inspect.getsource(mod), {o.__name__ for o in api.own(mod)}
+    lines = src.splitlines()
+    at = {t.id: o for o in ast.parse(src).body if isinstance(o, ast.Assign) for t in o.targets if isinstance(t, ast.Name)}
+    for n in mod.__all__:
+        if n in names: continue
+        v = getattr(mod, n)
+        says = lines[at[n].end_lineno - 1][at[n].end_col_offset:].partition("#")[2] if n in at else ""
+        above = lines[at[n].lineno - 2] if n in at else ""
+        says = says.strip() or (above.lstrip("# ") if above.startswith("# ") and not re.match(r"# (%%|\.\./)", above) else "")
+        kind = f"`{type(v).__name__}`" + (f" of {len(v)}" if hasattr(v, "__len__") else f", `{v!r}`" if isinstance(v, (int, float, str)) else "")
+        keys = ": " + ", ".join(f"`{k!r}`" for k in v) if isinstance(v, (dict, list)) and all(isinstance(k, str) for k in v) else ""
+        yield n, f"## {n} {{#{n}}}\n\n{says.rstrip('.') + '. ' if says else ''}{kind[:1].upper()}{kind[1:]}{keys}.\n"
+
+
+def write_api(root, conf):
+    "One page a module, one that lists them all, and `_symbols.json` for links from names in the text"
+    api.build(api.Settings.read(root, conf))
+    pkg, = conf["packages"]
+    out, rows, index = root / conf["out"], [], json.loads((root / "_symbols.json").read_text())
+    for mod in api.package_modules(pkg):
+        short = mod.__name__.rpartition(".")[2]
+        page = out / f"{short}.qmd"
+        more = dict(values(mod)) if hasattr(mod, "__all__") else {}
+        if not more and not api.own(mod):
+            page.unlink()  # metarisk_nb.all only hands on what the others define
+            continue
+        front = f"---\ntitle: {mod.__name__}\nsubtitle: {json.dumps(plain(api.summary(mod)))}\ncode-overflow: wrap\n---\n"
+        page.write_text("\n".join([front + page.read_text().split("\n---\n", 1)[1], *more.values()]))
+        index.update({f"{mod.__name__}.{n}": f"/{conf['out']}/{page.name}#{n}" for n in more})
+        names = [o.__name__ for o in api.own(mod)] + list(more)
+        rows.append(f"## [{mod.__name__}]({page.name}) {{#{short}}}\n\n{api.summary(mod)}\n\n" + ", ".join(f"[`{n}`]({page.name}#{n})" for n in names) + "\n")
+    (out / "index.qmd").write_text(f"---\ntitle: All names\nsubtitle: Every public name, module by module\n---\n\n`from {pkg}.all import *` brings them all.\n\n"
+                                   + "\n".join(rows))
+    bare = Counter(k.split(".", 2)[2] for k in index if k.startswith(f"{pkg}."))
+    (root / "_symbols.json").write_text(json.dumps({k: v for k, v in index.items() if bare[k] < 2}))  # `measure` alone may be either module's
+
+
+# ------------------------------------------------------------ what is wrong with it
+
+class Page(HTMLParser):
+    "Ids, links, files and pictures of a page"
+    def __init__(self, html):
+        super().__init__()
+        self.ids, self.links, self.files, self.pictures = set(), [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.ids |= {a[k] for k in ("id", "name") if a.get(k)}
+        if tag == "a" and a.get("href"): self.links.append(a["href"])
+        if tag == "link" and a.get("rel") != "canonical": self.files.append(a.get("href"))
+        if tag in ("script", "img", "iframe", "source", "video") and a.get("src"): self.files.append(a["src"])
+        if tag == "img": self.pictures.append((a.get("alt") or "", (a.get("src") or "")[:60]))
+
+
+def check(site):
+    "A line for each dead link, file from elsewhere and picture without words"
+    pages = {fn: Page(fn.read_text()) for fn in sorted(site.rglob("*.html"))}
+    found = [e["href"] for e in json.loads((site / "search.json").read_text())]
+
+    def dead(fn, href):
+        u = urlsplit(href)
+        to = ((site if u.path.startswith("/") else fn.parent) / unquote(u.path).lstrip("/")).resolve() if u.path else fn
+        if to.is_dir(): to /= "index.html"
+        if not to.is_file(): return "no such file"
+        if u.fragment and to in pages and unquote(u.fragment) not in pages[to].ids: return "no such anchor"
+
+    where = {}  # a dead link of the sidebar is on all pages: one line says so
+    for fn, p in pages.items():
+        for href in dict.fromkeys(p.links + p.files + (found if fn == site / "index.html" else [])):
+            u = urlsplit(href)
+            if u.scheme or u.netloc: why = "comes from elsewhere" if href in p.files and u.scheme != "data" else None
+            else: why = dead(fn, href)
+            if why: where.setdefault((posixpath.basename(href) or href, why), []).append(fn)
+        for alt, src in p.pictures:
+            if not alt.strip(): where.setdefault((src, "a picture without alt text"), []).append(fn)
+    return [f"{what}: {why}, on {fns[0].relative_to(site)}" + (f" and {len(fns) - 1} more" if fns[1:] else "") for (what, why), fns in where.items()]
+
+
+# ------------------------------------------------------------ all of it
+
+def build(out, root=ROOT):
+    "Build the site of the project in `root` into `out`; gives the list of problems"
+    if out.exists() and any(out.iterdir()) and not (out / "site_libs").is_dir(): sys.exit(f"{out} is no website: it would be emptied")
+    libs = list(fetch())
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp).resolve()
+        (tmp / "nbs").mkdir()
+        for fn in [*root.iterdir(), *(root / "nbs").iterdir()]:
+            to = tmp / fn.relative_to(root)
+            if fn.suffix == ".ipynb": to.write_text(json.dumps(translate(json.loads(fn.read_text()))))
+            elif fn.name not in ("nbs", "api", "_symbols.json") and not fn.name.startswith(".") and fn.resolve() != out: to.symlink_to(fn)
+        project = load(tmp)
+        project.config["project"]["output-dir"] = "_built"
+        if conf := project.smalldocs.pop("api", None): write_api(tmp, conf)
+        site = Site(project, quiet=True)
+        site.build()
+        problems = [o for o in site.warnings if ": broken link " not in o]  # `check` finds these too, with anchors
+        for name, tgz, wanted in libs: unpack(tgz, wanted, site.out / "site_libs" / name)
+        for fn in site.out.rglob("*.html"):
+            up = "../" * (len(fn.relative_to(site.out).parts) - 1)
+            fn.write_text(re.sub(r"https://[^\"']*/katex@[\d.]+/dist", f"{up}site_libs/katex", fn.read_text()))
+        problems += check(site.out)
+        if out.exists(): shutil.rmtree(out)
+        shutil.copytree(site.out, out)
+    print(f"{len(site.pages)} pages in {out}")
+    return problems
+
+
+if __name__ == "__main__":
+    importlib.import_module("matplotlib").use("agg")
+    sys.exit("\n".join(["The site is built, but:", *p]) if (p := build(Path(sys.argv[1] if len(sys.argv) > 1 else ROOT / "_site").resolve())) else 0)

@@ -1,0 +1,168 @@
+"The website: whole, with words for its pictures, nothing from elsewhere, readable on a phone"
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from browser import MUST, needs_browser, page, serve
+
+import metarisk_nb
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(o.stem for o in (ROOT / "nbs").glob("*.ipynb"))
+RAW = r"\$[^$\n]*\\[a-z]+[^$\n]*\$|\\(frac|sum|int|alpha|text|mathrm|left|cdot)\b|\\[(\[]"  # a formula that was not set
+
+
+def npm(msg): pytest.fail(msg) if MUST else pytest.skip(msg)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    out = tmp_path_factory.mktemp("site") / "_site"
+    r = subprocess.run([sys.executable, "-W", "ignore", ROOT / "scripts/build_site.py", out], capture_output=True, text=True, cwd=ROOT)
+    if r.stderr.startswith("npm "): npm(r.stderr.strip())
+    assert out.exists(), r.stderr
+    return out, r
+
+
+@pytest.fixture(scope="module")
+def site(built): return built[0]
+
+
+@pytest.fixture(scope="module")
+def builder():
+    spec = importlib.util.spec_from_file_location("build_site", ROOT / "scripts/build_site.py")
+    mod = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mod)
+    return mod
+
+
+class Tags(HTMLParser):
+    def __init__(self, fn):
+        super().__init__()
+        self.tags = []
+        self.feed(fn.read_text())
+
+    def handle_starttag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
+
+
+def visible(fn): return re.sub(r"<(script|style)\b.*?</\1>", "", fn.read_text(), flags=re.S)
+
+
+def test_no_problem_is_found(built):
+    assert built[1].returncode == 0, built[1].stderr
+
+
+def test_every_notebook_is_in_the_sidebar_and_the_landing_page_leads_to_the_course(site):
+    links = {a.get("href") for t, a in Tags(site / "nbs/index.html").tags if t == "a" and "sidebar-link" in (a.get("class") or "")}
+    assert {f"{o}.html" for o in NOTEBOOKS} | {f"../api/{o.name}" for o in (site / "api").glob("*.html")} <= links | {"index.html"}
+    landing = Tags(site / "index.html").tags
+    assert ("meta", {"http-equiv": "refresh", "content": "0; url=nbs/index.html"}) in landing
+    assert any(t == "a" and a.get("href") == "nbs/index.html" for t, a in landing)
+
+
+def test_pictures_have_words_and_files_are_local(site):
+    n = 0
+    for fn in site.rglob("*.html"):
+        for tag, a in Tags(fn).tags:
+            if tag == "img": assert a.get("alt", "").strip(), fn
+            src = a.get("src") or (a.get("href") if tag == "link" else None)
+            if src: assert src.startswith("data:") or not re.match(r"\w+:|//", src), (fn, src)
+            n += tag == "img"
+    assert n > 50
+
+
+def test_directives_and_hidden_cells_do_not_show(site):
+    for fn in site.glob("nbs/*.html"): assert not re.search(r"#\| |nbdev_export|default_exp", re.sub("<[^>]+>", "", visible(fn))), fn
+
+
+def test_every_public_name_has_an_api_entry(site):
+    index = {a.get("href") for _, a in Tags(site / "api/index.html").tags}
+    for m in pkgutil.iter_modules(metarisk_nb.__path__):
+        names = getattr(importlib.import_module(f"metarisk_nb.{m.name}"), "__all__", [])
+        if not names: continue
+        ids = {a.get("id") for _, a in Tags(site / f"api/{m.name}.html").tags}
+        assert set(names) <= ids, set(names) - ids
+        assert {f"{m.name}.html#{o}" for o in names} <= index
+    html = visible(site / "api/callback.html")
+    assert "The losses of a batch, one a sample" in html and "<td>Its targets</td>" in html  # sample_losses: a docstring and a docment
+
+
+def test_search_finds_words_of_lessons_and_names(site):
+    found = json.loads((site / "search.json").read_text())
+    for word, where in ("Spectral", "nbs/00_risk"), ("hypergradient", "nbs/02"), ("SortedReducer", "api/reducer"):
+        assert any(word in o["title"] + o["section"] + o["text"] and o["href"].startswith(where) for o in found), word
+
+
+def project(tmp_path, cells):
+    "A website of one notebook; cells are text, or (code, outputs)"
+    (tmp_path / "nbs").mkdir()
+    cells = [dict(cell_type="markdown", metadata={}, source=o) if isinstance(o, str) else
+             dict(cell_type="code", metadata={}, execution_count=1, source=o[0], outputs=[dict(output_type="display_data", metadata={}, data=d) for d in o[1]]) for o in cells]
+    (tmp_path / "nbs/index.ipynb").write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
+    (tmp_path / "_quarto.yml").write_text("""project: {type: website, render: [nbs/index.ipynb]}
+website: {title: small, navbar: {left: [{text: Gone, href: nbs/gone.ipynb}]}, sidebar: {contents: [nbs/index.ipynb, nbs/gone.ipynb]}}
+format: {html: {theme: default}}
+""")
+    return tmp_path
+
+
+def build(builder, out, root):
+    try: return builder.build(out, root)
+    except SystemExit as e: npm(str(e)) if str(e).startswith("npm ") else pytest.fail(str(e))
+
+
+PNG = {"image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="}
+
+
+def test_what_the_builder_makes_and_what_it_complains_of(builder, tmp_path):
+    root = project(tmp_path, ["# Small\n\n> One page", ("#| hide\nsecret", []), "## A heading", ("#| export\nplot()", [PNG]), "*Figure. Of a caption.*",
+                              ("#| fig-alt: \"An option: it wins\"\nplot()", [PNG]), ("plot()", [PNG]),
+                              ("#| code-fold: true\n# Solution 1\nanswer", [{"text/plain": "42"}]),
+                              "[a](#nowhere) [b](other.ipynb) [c](#a-heading) ![](pic.png) ![](https://example.org/x.png)"])
+    (root / "nbs/pic.png").write_bytes(b"x")
+    problems = build(builder, tmp_path / "out", root)
+    for o in "gone.html: no such file", "#nowhere: no such anchor", "other.html: no such file", "pic.png: a picture without alt", "x.png: comes from elsewhere":
+        assert any(o in p for p in problems), (o, problems)
+    assert not any("#a-heading" in p for p in problems)
+    html = visible(tmp_path / "out/nbs/index.html")
+    assert [a["alt"] for t, a in Tags(tmp_path / "out/nbs/index.html").tags if t == "img"][:3] == ["Figure. Of a caption.", "An option: it wins", "Figure: A heading"]
+    assert "secret" not in html and "#|" not in html and '<h1 class="title">Small' in html
+    assert re.search(r"<details>\s*<summary>Solution 1</summary>.*answer.*42.*</details>", html, re.S)
+
+
+def test_npm_that_is_missing_is_named(builder, tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, "VENDOR", tmp_path / "none")
+    monkeypatch.setattr(builder.shutil, "which", lambda o: None)
+    with pytest.raises(SystemExit, match="npm is missing.*katex 0.16"): builder.build(tmp_path / "out")
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/katex-0.16.11.tgz").write_bytes(b"another")
+    with pytest.raises(SystemExit, match="not katex 0.16.11 as pinned"): builder.build(tmp_path / "out")
+
+
+@needs_browser
+def test_pages_in_a_browser(site):
+    with serve(site) as url, page(url) as p:
+        p.wait_for_url("**/nbs/index.html")
+        box = p.locator(".smalldocs-search input").first
+        box.fill("Spectral")
+        p.locator(".search-result").first.wait_for()
+        p.set_viewport_size(dict(width=390, height=800))
+        wrong = []
+        for fn in sorted(site.glob("*/*.html")):
+            if fn.parent.name == "site_libs": continue
+            name, p.errors[:] = str(fn.relative_to(site)), []
+            p.goto(url + name)
+            over, bad, n, text = p.evaluate("""() => { const t = document.querySelector('main').cloneNode(true), root = document.documentElement;
+                t.querySelectorAll('pre, code, .katex, script, style').forEach(o => o.remove());
+                return [root.scrollWidth - innerWidth, document.querySelectorAll('.katex-error').length, document.querySelectorAll('.katex').length, t.textContent] }""")
+            raw = re.search(RAW, text)
+            if over > 0: wrong.append(f"{name} is {over} pixels too wide for a phone")
+            if bad or raw or (name == "nbs/00_risk.html" and n < 6): wrong.append(f"{name}: a formula was not set: {raw}")
+            wrong += [f"{name}: {o}" for o in p.errors]
+        assert not wrong and not p.outside
