@@ -177,7 +177,7 @@ class SpectrumDesigner(_View):
 def _slim(rec):
     "What the views need of a record of the store"
     c, f, trace = rec['config'], rec['figures'], rec['trace']
-    run = {k: c[k] for k in ('study', 'data', 'objective', 'method', 'noise', 'clean_valid', 'seed')}
+    run = {k: c[k] for k in ('study', 'data', 'objective', 'method', 'noise', 'clean_valid', 'valid_share', 'shift', 'seed')}
     run |= dict(test_acc=round(f['test_acc'], 3), test_risk=float(f"{f['test_risk']:.4g}"), meta=c['meta'])
     if c['seed'] or 'test_acc' not in trace[0]: return run
     run |= dict(step=[o['step'] for o in trace], acc=[round(o['test_acc'], 2) for o in trace], risk=[float(f"{o['test_risk']:.3g}") for o in trace])
@@ -206,9 +206,10 @@ def stored_runs(
 # %% ../nbs/07_widget.ipynb #52845a1e
 def _label(run, but=()):
     "A run in a few words; not what all runs share"
-    noise = f"{100 * run['noise']:g}% labels drawn anew" * bool(run['noise'])
-    meta = ' '.join(f'{k}={v}' for k, v in run['meta'].items())
-    words = dict(data=run['data'], objective=run['objective'], method=run['method'], meta=meta, noise=noise, clean_valid='clean validation' * run['clean_valid'], seed=f"seed {run['seed']}")
+    pct = lambda k, what: f'{100 * run[k]:g}% {what}' if run[k] else ''
+    words = {k: run[k] for k in ('study', 'data', 'objective', 'method')} | dict(
+        meta=' '.join(f'{k}={v}' for k, v in run['meta'].items()), noise=pct('noise', 'labels drawn anew'), clean_valid='clean validation' * run['clean_valid'],
+        valid_share=pct('valid_share', 'of the data for it'), shift=f"{run['shift']} shift" * (run['shift'] != 'none'), seed=f"seed {run['seed']}")
     return ', '.join(v for k, v in words.items() if v and k not in but)
 
 def _at(run, step):
@@ -220,9 +221,10 @@ class CurriculumPlayer(_View):
     def __init__(self,
         runs=None, # As from `stored_runs`; those that ship with the package by default
     ):
-        runs = [o for o in (stored_runs() if runs is None else runs) if 'weights' in o]
+        given = ('study', 'data', 'objective', 'noise', 'clean_valid', 'valid_share', 'shift', 'seed')
+        runs = sorted([o for o in (stored_runs() if runs is None else runs) if 'weights' in o], key=lambda o: [o[k] or 0 for k in (*given, 'method')])
         if not runs: raise ValueError('runs must hold at least one with weights: learned or paper, seed 0')
-        same = [k for k in ('data', 'objective', 'noise', 'clean_valid', 'seed') if len({o[k] for o in runs}) == 1]
+        same = [k for k in given if len({o[k] for o in runs}) == 1]
         options, last = [(_label(o, same), i) for i, o in enumerate(runs)], max(o['steps'][-1] for o in runs)
         self.runs, wide = runs, W.Layout(width='480px')
         self.a = W.Dropdown(options=options, value=0, description='run A', layout=wide)
@@ -236,7 +238,7 @@ class CurriculumPlayer(_View):
     def chosen(self): return self.runs[self.a.value], self.runs[self.b.value]
 
     def figure(self):
-        fig, (a, b), step = _figure(11, 5), self.chosen, self.step.value
+        fig, (a, b), step = _figure(11, 5, wspace=.9), self.chosen, self.step.value
         axs = fig.subplot_mosaic([['t', 't', 'a', 'a', 'b', 'b'], ['acc', 'acc', 'acc', 'risk', 'risk', 'risk']])
         target = as_risk(a['objective'])
         if isinstance(target, Spectral): plot_weights(target.weights(100), axs['t'], f"target: {a['objective']}", color=palette['plain'])
@@ -248,7 +250,7 @@ class CurriculumPlayer(_View):
             for name in ('acc', 'risk'): axs[name].plot(r['step'], r[name], color=palette[r['method']], ls='-' if k == 'a' else '--', marker='o', ms=4, label=k.upper())
         for name, label in (('acc', 'test accuracy (%)'), ('risk', 'test risk')):
             axs[name].axvline(step, color='.3', lw=1)
-            axs[name].set(xlabel='training step', ylabel=label, xlim=(0, max(self.step.max, 1)))
+            axs[name].set(xlabel='training step', ylabel=label, xlim=(0, max(a['steps'][-1], b['steps'][-1], step)))
             axs[name].spines[['top', 'right']].set_visible(False)
         axs['acc'].legend(frameon=False)
         return fig

@@ -74,6 +74,18 @@ def test_notebooks_hold_no_saved_widgets_and_fold_their_solutions():
     assert not untidy, f"run `make prepare`: {untidy}"
 
 
+def test_map_names_every_lesson_with_its_minutes_and_every_lesson_has_its_questions():
+    text = {fn.stem: "\n".join("".join(c["source"]) for c in json.loads(fn.read_text(encoding="utf-8"))["cells"]) for fn in NBS}
+    listed = {m[1]: m[2] for m in re.finditer(r"^\| \[[^]]+\]\((\w+)\.ipynb\) \|.*?\| (\d+) \|", text["index"], re.M)}
+    lessons = {k: t for k, t in text.items() if k not in ("index", "glossary")}
+    assert listed == {k: re.search(r"\*\*(\d+) minutes\*\*", t)[1] for k, t in lessons.items()}
+    for k, t in lessons.items():
+        assert re.search(r"\*\*You will be able to\*\*.*?\*\*You need\*\*", t, re.S), k
+        asked, folded = t.split("## Check yourself")[1].split("## Exercises")
+        assert 3 <= len(re.findall(r"^\*\*\d\.\*\*", asked, re.M)) == asked.count("<details>") <= 5, k
+        assert 3 <= len(re.findall(r"^# Solution \d", folded, re.M)) <= 5, k
+
+
 def test_handout_has_no_solutions_and_runs(tmp_path):
     subprocess.run([sys.executable, ROOT / "scripts/handout.py", tmp_path], check=True, capture_output=True)
     copies = sorted(tmp_path.glob("*.ipynb"))
