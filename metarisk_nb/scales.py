@@ -9,6 +9,7 @@ __all__ = ['targets', 'scales', 'gpus', 'study_runs', 'times_plain', 'plan', 'ma
 import argparse
 import sys
 import warnings
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -94,11 +95,12 @@ def times_plain(
     s, share = r.settings, r.valid_share or _shares.get(r.data, (.9, .05))[1]
     return 1 + cost_model(s['method'], s['n_inner'], min(s['meta_bs'], round(share * _n[r.data])) / r.bs) / 3 / s['every']
 
-def _flops(r):
-    "Operations of a plain step: a forward pass counted by torch, three times"
-    x = torch.zeros(2, *_image[r.data])
-    with FlopCounterMode(display=False) as c: network(r.arch, x)(x)
-    return 3 * r.bs / 2 * c.get_total_flops()
+@cache
+def _flops(data, arch):
+    "Operations of plain training for one image: a forward pass counted by torch, three times"
+    x = torch.zeros(2, *_image[data])
+    with FlopCounterMode(display=False) as c: network(arch, x)(x)
+    return 3 * c.get_total_flops() / 2
 
 def _rates(store):
     "Median seconds a step of what is stored, by (data, arch, method)"
@@ -107,7 +109,7 @@ def _rates(store):
 
 def _step_seconds(r, rates, gpu):
     "Seconds a step and where they come from; NaN where nothing is known"
-    if gpu: return times_plain(r) * _flops(r) / (_sustained * gpus[gpu] * 1e12), 'estimated'
+    if gpu: return times_plain(r) * r.bs * _flops(r.data, r.arch) / (_sustained * gpus[gpu] * 1e12), 'estimated'
     own, plain = rates.get((r.data, r.arch, r.method)), rates.get((r.data, r.arch, 'expected'))
     return (own, 'measured') if own else (times_plain(r) * plain, 'cost model') if plain else (float('nan'), 'unknown')
 
