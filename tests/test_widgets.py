@@ -107,7 +107,7 @@ def test_spectrum_designer(lesson):
 
 @needs_browser
 def test_curriculum_player(lesson):
-    w, here = Shown(lesson, 2), CurriculumPlayer(stored_runs(objective="cvar", study="risk", seed=0))
+    w, here = Shown(lesson, 2), CurriculumPlayer(stored_runs(objective="cvar", study="risk", data="fashion_mini", seed=0))
     eq(w.words, here.words())
     before, here.step.value = w.picture, 10 * here.step.step
     w.press(0, "ArrowRight", 10)
