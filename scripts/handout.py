@@ -12,12 +12,12 @@ def is_solution(c): return c["cell_type"] == "code" and re.search(r"^#\| *code-f
 
 
 def strip(nb):
-    "Solutions become empty cells, folded answers go"
+    "Solutions become empty cells; folded answers go, and the last cell, which exports the library"
     for c in nb["cells"]:
         c["source"] = src = "".join(c["source"])
         if is_solution(c): c.update(source=re.search(r"# (Solution.*)", src)[0].replace("Solution", "Your solution", 1), outputs=[], execution_count=None)
         elif c["cell_type"] == "markdown": c["source"] = re.sub(r"<details>.*?</details>\n*", "", src, flags=re.S).strip()
-    nb["cells"] = [c for c in nb["cells"] if c["source"]]
+    nb["cells"] = [c for c in nb["cells"] if c["source"] and "nbdev_export()" not in c["source"]]
     return nb
 
 
