@@ -41,7 +41,7 @@ handout: $(STAMP)                 ## the lessons without their solutions, for a 
 	$(BIN)/python scripts/handout.py
 
 shots: $(STAMP)                   ## photograph the widgets in a browser: the still figures of notebook 07
-	SHOTS=nbs/images $(BIN)/python -m pytest tests/test_widgets.py
+	SHOTS=nbs/images $(BIN)/python -m pytest tests/course/test_widgets.py
 
 prepare: $(STAMP)                 ## before each commit: export, clean, README
 	$(BIN)/nbdev-export

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MODULES = ["risk", "reducer", "hypergrad", "callback", "data", "training", "study", "plot", "cost", "scales", "tables"]
 ini = ConfigParser(delimiters=["="])
 ini.read(ROOT / "settings.ini")

@@ -14,7 +14,7 @@ from fastcore.test import test_eq as eq
 
 from metarisk_nb.widget import CurriculumPlayer, NoiseLab, RiskExplorer, SpectrumDesigner, stored_runs
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHOTS = os.environ.get("SHOTS")  # a folder: keep a picture of each widget there (`make shots`)
 
 

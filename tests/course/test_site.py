@@ -13,7 +13,7 @@ from browser import MUST, needs_browser, page, serve
 
 import metarisk_nb
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(o.stem for o in (ROOT / "nbs").glob("*.ipynb"))
 RAW = r"\$[^$\n]*\\[a-z]+[^$\n]*\$|\\(frac|sum|int|alpha|text|mathrm|left|cdot)\b|\\[(\[]"  # a formula that was not set
 

@@ -14,7 +14,7 @@ import nbclient
 import nbformat
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NBS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 
@@ -97,9 +97,9 @@ def test_handout_has_no_solutions_and_runs(tmp_path):
 
 
 def test_what_the_list_of_compatibility_names_is_tested():
-    tests = "\n".join(fn.read_text() for fn in (ROOT / "tests").glob("test_*.py"))
+    tests = "\n".join(fn.read_text() for fn in (ROOT / "tests").rglob("test_*.py"))
     defined = set(re.findall(r"(?:def|class) ([Tt]est\w+)", tests))
     named = set(re.findall(r"`([Tt]est\w+)`", (ROOT / "nbs/09_compatibility.ipynb").read_text()))
     assert len(named) > 50 and named <= defined, named - defined
-    classes = {o for fn in ("learner", "tasks") for o in re.findall(r"^class (Test\w+)", (ROOT / f"tests/test_compatibility_{fn}.py").read_text(), re.M)}
+    classes = {o for fn in ("learner", "tasks") for o in re.findall(r"^class (Test\w+)", (ROOT / f"tests/fastai/test_compatibility_{fn}.py").read_text(), re.M)}
     assert classes <= named, classes - named

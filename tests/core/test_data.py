@@ -17,7 +17,7 @@ from metarisk_nb.callback import MetaRisk
 from metarisk_nb.data import *
 
 plt.switch_backend("agg")
-ROOT, CPU = Path(__file__).parents[1], torch.device("cpu")
+ROOT, CPU = Path(__file__).parents[2], torch.device("cpu")
 NAMES = [f"{o}-{k}-ubyte" for o in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
 
 

@@ -20,7 +20,7 @@ WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
 def start(out, rank, port, *settings):
-    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=str(WORKER.parents[1]), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    env = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(map(str, (WORKER.parents[1], WORKER.parents[2]))), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     return subprocess.Popen([sys.executable, WORKER, out, json.dumps(settings)], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-NBS = Path(__file__).parents[1] / "nbs"
+NBS = Path(__file__).parents[2] / "nbs"
 PLAIN, OTHER = "21_plain_pytorch", "22_other_frameworks"
 LOOP = "# The whole loop"
 LIGHTNING, TRAINER = "# A Lightning module", "# A subclass of the Trainer"

@@ -486,7 +486,7 @@ class TestAddAndRemove:
 
     def test_works_without_accelerate(self):
         code = "import sys; sys.modules['accelerate'] = None\nfrom common import *\nfrom metarisk_nb.all import MetaRisk\nprint(fit(learner(MetaRisk(every=1))).meta_risk.n_step)"
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(__file__)}
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
         res = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env)
         assert res.stdout.strip() == "20", res.stderr
 
