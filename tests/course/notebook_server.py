@@ -9,7 +9,6 @@ import sys
 import tempfile
 import traceback
 
-
 # What most notebooks import, from outside the package; the package itself is imported by each process
 HEAVY = ["fastai.vision.all", "ipywidgets", "matplotlib.pyplot", "nbdev.test", "seaborn", "sklearn.datasets"]
 
