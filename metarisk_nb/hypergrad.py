@@ -105,27 +105,31 @@ def _nodes(*last):
         todo += [p for p, _ in o.next_functions]
     return seen
 
+def _once(node):
+    "Is this the node that stands for the second derivative of a function marked `once_differentiable`?"
+    if node.name() != 'torch::autograd::Error': return False
+    try: node(*[torch.zeros(())] * len(node.next_functions))  # it says why it is there
+    except RuntimeError as e: return 'once_differentiable' in str(e)
+
 def _check_twice(grads):
-    "NotImplementedError where the gradients are not those of a function that can be differentiated again"
-    if any(o.name() == 'torch::autograd::Error' for o in _nodes(*[g.grad_fn for g in grads])):
-        raise NotImplementedError('a function is marked once_differentiable')
-    if any(not g.requires_grad and g.any() for g in grads):
+    "NotImplementedError where autograd would pass over in silence that the gradients cannot be differentiated"
+    if any(map(_once, _nodes(*[g.grad_fn for g in grads]))): raise NotImplementedError('a function is marked once_differentiable')
+    if any(not g.requires_grad and g.any() for g in grads):  # else each depends on the weights of the samples at least
         raise NotImplementedError("a function's backward pass is cut off from the graph")
 
-def _twice(step, v):
-    "The same derivatives and the product of the Hessian with `v`, by differentiating twice"
+def _twice(step, v, hessian=True):
+    "The same derivatives, and the product of the Hessian with `v` where it is wanted, by differentiating twice"
     theta, a = _leaves(step.theta), step.a.detach().requires_grad_()
     with step.losses.at(theta) as l:
         with step.losses.unread(): grads = _grad(weighted_sum(a, l), theta, create_graph=True)
         _check_twice(grads)
         grads, v = zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
-        *hv, dl = _grad(grads, [*theta, a], grad_outputs=v)
+        dl, *hv = _grad(grads, [a, *theta] if hessian else [a], grad_outputs=v)
     return dl, hv
 
 def _along(step, v):
     "Derivative of each loss along `v`, by the first way that the model allows"
-    ones = step._replace(a=torch.ones_like(step.l))
-    return _attempt(step.losses.passes, lambda: _forward(step, v), lambda: _twice(ones, v)[0])
+    return _attempt(step.losses.passes, lambda: _forward(step, v), lambda: _twice(step, v, hessian=False)[0])
 
 def _exact(step, v, hessian):
     "No approximation: forward mode, and double backward where the Hessian is needed"
