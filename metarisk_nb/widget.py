@@ -26,7 +26,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 import metarisk_nb
 from .risk import Spectral, as_risk, ess_share, risks
 from .callback import MetaRisk
-from .study import _hash, _read
+from .lab.run import digest
+from .lab.store import read_record
 from .plot import _array, palette, plot_losses, plot_scores, plot_weights
 
 # %% ../nbs/07_widget.ipynb #35dedc05
@@ -190,7 +191,7 @@ def _slim(rec):
 def _bundled():
     fn = Path(metarisk_nb.__file__).parent/'data'/'results.json.gz'
     rec = json.loads(gzip.decompress(fn.read_bytes()))
-    if rec['check'] != _hash(rec['runs']): raise ValueError(f'{fn} is damaged: install metarisk_nb again')
+    if rec['check'] != digest(rec['runs']): raise ValueError(f'{fn} is damaged: install metarisk_nb again')
     return rec['runs']
 
 def stored_runs(
@@ -198,7 +199,7 @@ def stored_runs(
     **where,     # Values to pick by: method='learned', objective='cvar'; a list for several
 )->list:         # A dict for each run: settings, `test_acc` (%), `test_risk`; of seed 0 also `step`, `acc`, `risk`, `steps`, `weights`, `wrong`
     "Runs for the views; ValueError where there is none"
-    runs = _bundled() if folder is None else [_slim(o) for fn in sorted(Path(folder).glob('*.json')) if (o := _read(fn))]
+    runs = _bundled() if folder is None else [_slim(o) for fn in sorted(Path(folder).glob('*.json')) if (o := read_record(fn))]
     for k, v in where.items(): runs = [o for o in runs if o[k] in (v if isinstance(v, (list, tuple, set)) else [v])]
     if not runs: raise ValueError(f"no stored run in {folder or 'the package'} has {', '.join(f'{k}={v!r}' for k, v in where.items()) or 'these settings'}")
     return runs

@@ -4,7 +4,7 @@ import warnings
 
 warnings.filterwarnings("ignore")
 
-from metarisk_nb.cost import bench_gpu  # noqa: E402
+from metarisk_nb.lab.bench import bench_gpu  # noqa: E402
 
 
 def options():

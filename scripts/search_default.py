@@ -3,7 +3,8 @@ import argparse
 import warnings
 from itertools import product
 
-from metarisk_nb.study import Run, sweep
+from metarisk_nb.lab.run import Run
+from metarisk_nb.lab.sweep import sweep
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from metarisk_nb import study, tables
-from metarisk_nb.study import Run
-from metarisk_nb.tables import *
+from metarisk_nb.lab.run import Run
+from metarisk_nb.lab.store import record_file, write_record
+from metarisk_nb.lab.tables import *
 
 
 def results(**acc):
@@ -161,7 +161,7 @@ def store_of(folder, runs):
     "Records as a sweep writes them, with figures made up: (run, test accuracy)"
     for r, acc in runs:
         rec = dict(key=r.key, config=r.config, figures=dict(test_risk=1 - acc / 100, test_acc=acc), seconds=1., trace=[])
-        study._write(study._file(r, folder), rec)
+        write_record(record_file(r, folder), rec)
     return folder
 
 
@@ -200,5 +200,5 @@ def test_four_tables_of_an_empty_store(tmp_path):
 
 
 def test_claims_are_for_the_rows_of_the_paper():
-    for claims, table in ((tables._risk_claims, paper_risk), (tables._acc_claims, paper_acc), (tables._noise_claims, paper_clean), (tables._noise_claims, paper_noise)):
+    for claims, table in ((risk_claims, paper_risk), (acc_claims, paper_acc), (noise_claims, paper_clean), (noise_claims, paper_noise)):
         assert list(claims) == list(table) and set(claims.values()) <= {"better", "equal", "worse"}
