@@ -10,6 +10,7 @@ __all__ = ['overhead_runs', 'rounds', 'heavy', 'take_turns', 'print_peaks', 'pea
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -108,7 +109,12 @@ def print_peaks(
 def _alone(code):
     "What `code` prints in a process of its own, where memory that is freed goes back at once"
     env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
-    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True, env=env).stdout
+    p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    try: return p.communicate()[0]
+    except BaseException:  # Ctrl-C among them
+        os.killpg(p.pid, signal.SIGKILL)  # the process and its forks
+        p.wait()
+        raise
 
 def peak_memory(
     name,      # One of `workloads`

@@ -120,7 +120,8 @@ def device_name(
 
 def _about(dls):
     packages = {o.__name__: o.__version__ for o in (torch, fastai, metarisk_nb)}
-    return dict(versions=dict(python=platform.python_version(), **packages), threads=torch.get_num_threads(), device=device_name(dls.device))
+    return dict(versions=dict(python=platform.python_version(), **packages), threads=torch.get_num_threads(),
+                device=device_name(dls.device))
 
 def train_run(
     run:Run,   # What to train
