@@ -160,4 +160,4 @@ def main():
 
 
 if __name__ == "__main__":
-    with stoppable("\ndemo" if sys.stdout.isatty() else "demo", "; no picture was saved"): main()
+    with stoppable("demo", "; no picture was saved"): main()

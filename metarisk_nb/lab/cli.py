@@ -68,7 +68,8 @@ def stoppable(
     "Ctrl-C ends a command with one line and the status 130, as a shell has it, and not with a traceback"
     try: yield
     except KeyboardInterrupt:
-        print(f'{name}: stopped{note}', file=sys.stderr)
+        start = '\n' if sys.stderr.isatty() else ''  # a terminal has written ^C where the cursor was
+        print(f'{start}{name}: stopped{note}', file=sys.stderr)
         sys.exit(130)
 
 # %% ../../nbs/lab/cli.ipynb #356999d0

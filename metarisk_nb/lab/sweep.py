@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['run', 'attempt', 'attempt_and_exit', 'sweep']
 
-# %% ../../nbs/lab/sweep.ipynb #6bb7b307
-import gc
+# %% ../../nbs/lab/sweep.ipynb #4897b8af
 import pickle
 import re
 import subprocess
@@ -78,9 +77,7 @@ def attempt(
     except Timeout: pass
     except StoreError as e: return r, e
     except Exception as e: return r, f'{type(e).__name__}: {e}'
-    finally:
-        torch.set_num_threads(threads)
-        gc.collect()  # a Learner is a ring of references; Python doesn't see how much its tensors weigh
+    finally: torch.set_num_threads(threads)
     return r, None
 
 def attempt_and_exit():

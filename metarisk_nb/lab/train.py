@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['learner_of', 'clock', 'device_name', 'train_run']
 
-# %% ../../nbs/lab/train.ipynb #762a7c4e
+# %% ../../nbs/lab/train.ipynb #47180eb5
+import gc
 import platform
 import time
 import warnings
@@ -97,7 +98,19 @@ class _Trace(Callback):
             row.update(test_risk=m['test_risk'], test_acc=m['test_acc'])
         return self.rows
 
-# %% ../../nbs/lab/train.ipynb #2c1aaa07
+# %% ../../nbs/lab/train.ipynb #b7f755ee
+class _Leftovers:
+    "Bytes of images that the Learners of earlier runs may still hold"
+    size,limit = 0,2**29
+    def add(self, dls): self.size += sum(o.dataset.x.nbytes for o in dls.loaders)
+    def free(self):
+        if self.size < self.limit: return
+        gc.collect()
+        self.size = 0
+
+_leftovers = _Leftovers()
+
+# %% ../../nbs/lab/train.ipynb #581aff46
 def _rounded(o, digits=3):
     "Every float in lists and dicts to so many digits"
     if isinstance(o, dict): return {k: _rounded(v, digits) for k, v in o.items()}
@@ -129,9 +142,11 @@ def train_run(
     source=(), # Steps and weights to replay, for a method that replays
 )->dict:       # As JSON can hold it
     "Train as `run` says, whatever a store has of it, and make the record"
+    _leftovers.free()
     with no_random(run.seed), warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'MetaRisk: the validation set has')  # the small set is the study's choice
         learn, mark = learner_of(run, path)
+        _leftovers.add(learn.dls)
         trace = _Trace(run, learn.dls.train_ds)
         learn.add_cb(trace)
         with learn.no_bar(), learn.no_logging():

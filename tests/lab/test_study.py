@@ -1,15 +1,19 @@
 "Runs, their keys, the store and sweeps"
+import importlib
+import inspect
 import json
 import os
+import pickle
+import resource
 import signal
-import subprocess
 import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -18,6 +22,7 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import no_random
+from forks import Forked, OnTerminal, wait_for
 
 from metarisk_nb.callback import BatchRisk, History, MetaRisk, RiskMetric
 from metarisk_nb.data import RandomCropFlip, shifts
@@ -32,14 +37,11 @@ from metarisk_nb.lab.store import *
 from metarisk_nb.lab.sweep import run, sweep
 from metarisk_nb.lab.train import learner_of, train_run
 
+STORE = Path(__file__).parents[2] / "nbs/results"
 short = dict(steps=30, noise=.4)
 REPLAYS, CLEAN = ("frozen", "replayed", "shuffled"), ("joined", "finetuned", "clean_only")
+two_jobs = pytest.mark.xdist_group("two jobs")  # the processes that joblib keeps serve all of these tests
 FIGURES = {f"{s}_{k}" for s in ("valid", "hyper", "hyper_clean", "test") for k in ("risk", "acc", "ce")}
-
-
-def python(code, *args, **kwargs):
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, **kwargs)
 
 
 def files(store): return sorted(o.name for o in Path(store).rglob("*") if o.is_file() and o.suffix != ".lock")
@@ -53,10 +55,12 @@ def figures(row): return row[sorted(FIGURES)].to_dict()
 
 # --- Run and its key
 
-def test_key_is_the_same_in_another_process():
-    code = "from metarisk_nb.lab.run import Run; print(Run(noise=.4, meta={'every': 5}).key)"
-    out = python(code, env={**os.environ, "PYTHONHASHSEED": "7"}).communicate()[0]
-    assert out.split()[-1] == Run(noise=.4, meta={"every": 5}).key
+def say_key(): print(hash("a"), Run(noise=.4, meta={"every": 5}).key)
+
+
+def test_key_is_the_same_in_another_process(tmp_path):
+    other, key = Forked(say_key, out=tmp_path / "out").wait()[1].split()
+    assert key == Run(noise=.4, meta={"every": 5}).key and int(other) != hash("a")  # whose strings have other hashes
 
 
 def test_key_does_not_depend_on_spelling():
@@ -85,15 +89,74 @@ def test_a_changed_default_changes_the_key(monkeypatch):
     assert Run().key != old
 
 
-def test_settings_are_all_arguments_of_the_callback():
-    import inspect
+def test_settings_are_the_arguments_of_the_callback():
     names = set(inspect.signature(MetaRisk).parameters) - {"risk", "meta_dl", "loss_func"}
+    assert set(runs.first_settings) <= names and len(runs.first_settings) == 13
     for method in ("learned", "paper"):
-        assert set(Run(method=method).settings) == names
+        assert set(Run(method=method).settings) == set(runs.first_settings)
         json.dumps(Run(method=method).config)
     s = Run(method="paper").settings
     assert (s["n_inner"], s["every"], s["meta_lr"], s["knots"], s["meta_bs"], s["fresh"]) == (5, 1, 1e-3, None, 2000, True)
     assert Run(method="expected").settings == {} and Run(method="paper", meta=dict(n_inner=2)).settings["n_inner"] == 2
+
+
+def test_every_stored_record_is_found_again():
+    n = 0
+    for fn in STORE.glob("*/*.json"):
+        rec = json.loads(fn.read_text())
+        if "config" not in rec: continue  # the figures of the benchmark
+        own = {f.name for f in fields(Run) if f.init}
+        assert Run(**{k: v for k, v in rec["config"].items() if k in own}).key == rec["key"] == fn.stem, fn
+        n += 1
+    assert n == 1368
+
+
+@pytest.mark.parametrize("method", ["learned", "paper", "frozen"])
+@pytest.mark.parametrize("tells", [False, True], ids=["by its attributes", "by its settings"])
+def test_a_new_argument_leaves_the_keys_alone_until_it_is_used(monkeypatch, tells, method):
+    class Newer(MetaRisk):
+        def __init__(self, risk="expected", n_inner=1, rank="auto", view=None, **kwargs):
+            super().__init__(risk, n_inner, **kwargs)
+            self.rank, self.view = rank, view
+            if tells: self.settings = {k: getattr(self, k) for k in names}
+        @classmethod
+        def paper(cls, risk="expected", **kwargs): return super().paper(risk, **{"rank": "loss", **kwargs})
+    old, other = Run(method=method, noise=.2), Run(method=method, noise=.2, meta=dict(warmup=3))
+    names = [*runs._arguments(), "rank", "view"]
+    monkeypatch.setattr(runs, "_arguments", lambda: names)
+    monkeypatch.setitem(makers, method, dict(paper=Newer.paper).get(method, Newer))
+    default = dict(paper="loss").get(method, "auto")
+    for meta in ({}, dict(rank=default), dict(view=None), dict(rank=default, view=None)): assert Run(method=method, noise=.2, meta=meta).settings == old.settings
+    assert Run(method=method, noise=.2).key == old.key and Run(method=method, noise=.2, meta=dict(warmup=3)).key == other.key
+    used = {Run(method=method, noise=.2, meta=meta).key for meta in (dict(rank="margin"), dict(view=2), dict(rank="margin", view=2))}
+    assert len(used | {old.key}) == 4
+
+
+OLD_NAMES = dict(
+    training="cifar10_classes study_data recipes network measure StepsDL", study="rules Run run sweep load_results record history",
+    cost="""Work Workload workloads ours peers contenders every images targets overhead_runs plan heavy cross_entropy work cost_model take_turns
+        peak_memory measure load_costs ratio best_peer model_ratio report throughput overhead overhead_ratios bench bench_gpu plot_cost""",
+    scales="targets scales gpus study_runs times_plain plan main",
+    tables="""paper_risk paper_acc paper_clean paper_noise bootstrap paired beside verdicts compare four_tables headlines as_markdown""")
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_old_modules_keep_their_names(name):
+    mod, names = importlib.import_module(f"metarisk_nb.{name}"), OLD_NAMES[name].split()
+    assert set(mod.__all__) == set(names) and "Moved to metarisk_nb.lab" in mod.__doc__
+    for o in names: assert hasattr(mod, o) and (not inspect.isclass(getattr(mod, o)) or getattr(mod, o).__module__.startswith("metarisk_nb.lab."))
+
+
+def test_all_brings_every_old_name():
+    import metarisk_nb.all as everything
+    for o in f"{OLD_NAMES['training']} {OLD_NAMES['study']} mlp cnn resnet18_32 cifar10 data_root MetaRisk plot_scores stored_runs".split(): assert hasattr(everything, o), o
+    assert everything.Run is Run and everything.run is run and everything.measure is measure
+
+
+def test_a_run_pickled_under_its_old_module_is_read():
+    r = Run(noise=.2, meta=dict(every=5))
+    raw = pickle.dumps(r, protocol=0).replace(b"metarisk_nb.lab.run", b"metarisk_nb.study")
+    assert b"metarisk_nb.study" in raw and pickle.loads(raw) == r and pickle.loads(raw).key == r.key and type(pickle.loads(raw)) is Run
 
 
 @pytest.mark.parametrize("name,bad", [("data", "mnist"), ("data", None), ("method", "magic"), ("method", ["learned"]), ("objective", "cva"),
@@ -440,6 +503,7 @@ def test_figures_are_those_of_fastai(tmp_path):
 def _accuracy(pred, y): return (pred.argmax(1) == y).float().mean()
 
 
+@two_jobs
 def test_same_run_same_figures_and_the_callers_random_stream_stays(tmp_path):
     r = Run(**short)
     torch.manual_seed(5)
@@ -453,6 +517,19 @@ def test_same_run_same_figures_and_the_callers_random_stream_stays(tmp_path):
     assert record(r.key, tmp_path / "a")["weights"] == record(r.key, tmp_path / "b")["weights"]
     assert figures(sweep([r], jobs=2, store=tmp_path / "c").iloc[0]) == figures(a)  # in another process too
     assert figures(run(Run(**short, seed=1), tmp_path)) != figures(a)
+
+
+def test_learners_of_earlier_runs_are_freed_by_their_weight(monkeypatch):
+    "Digits weigh half a megabyte, so a hundred runs need no collection; a run that follows half a gigabyte does"
+    collected = []
+    monkeypatch.setattr(train.gc, "collect", lambda: collected.append(1))
+    monkeypatch.setattr(train._leftovers, "size", 0)
+    for seed in range(3): train_run(Run(method="expected", steps=1, seed=seed))
+    assert not collected and train._leftovers.size == 3 * 1797 * 64 * 4
+    monkeypatch.setattr(train._leftovers, "limit", 1797 * 64 * 4)
+    for seed in range(3): train_run(Run(method="expected", steps=1, seed=seed))
+    with pytest.raises(ValueError): train_run(Run(bs=1001, steps=1))
+    assert len(collected) == 4
 
 
 # --- The store
@@ -502,37 +579,23 @@ def test_results_have_the_columns_that_studies_read(tmp_path):
     assert {"meta_lr", "meta_bs", "meta_loss", "meta_floor", "meta_knots", "meta_n_inner"} <= set(df)
 
 
-WORK = """
-import sys, time, signal, os
-from pathlib import Path
-from metarisk_nb.lab import sweep as engine
-from metarisk_nb.study import *
-store, log = sys.argv[1:]
-train = engine.train_run
-def slow(r, *args):
-    with open(log, 'a') as f: f.write(r.key + '\\n')
-    time.sleep(.5)
-    return train(r, *args)
-engine.train_run = slow
-print('ready', flush=True)
-engine.sweep([Run(method=m, noise=.4, steps=30, seed=s) for m in ('expected', 'gce', 'coteaching') for s in range(2)], store=store)
-"""
 ALL = [Run(method=m, noise=.4, steps=30, seed=s) for m in ("expected", "gce", "coteaching") for s in range(2)]
 
 
-def wait_for(ok, seconds=120):
-    end = time.monotonic() + seconds
-    while not ok():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(.02)
+def slow_sweep(store, log):
+    "Six runs, each of which says that it begins and takes half a second more"
+    real = engine.train_run
+    def slow(r, *args):
+        with open(log, "a") as f: f.write(r.key + "\n")
+        time.sleep(.5)
+        return real(r, *args)
+    engine.train_run = slow
+    sweep(ALL, store=store)
 
 
 def test_two_sweeps_at_once_share_the_work(tmp_path):
     log = tmp_path / "log"
-    two = [python(WORK, tmp_path / "s", log) for _ in range(2)]
-    for o in two:
-        out = o.communicate(timeout=300)[0]
-        assert o.returncode == 0, out
+    for status, out in [o.wait() for o in [Forked(slow_sweep, tmp_path / "s", log, out=tmp_path / f"out{i}") for i in range(2)]]: assert status == 0, out
     assert sorted(log.read_text().split()) == sorted(r.key for r in ALL)  # each run was trained once
     assert files(tmp_path / "s") == sorted(f"{r.key}.json" for r in ALL)
     want = run(ALL[0], tmp_path / "alone")
@@ -542,15 +605,14 @@ def test_two_sweeps_at_once_share_the_work(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     log, store = tmp_path / "log", tmp_path / "s"
-    p = python(WORK, store, log)
+    p = Forked(slow_sweep, store, log, out=tmp_path / "out")
     wait_for(lambda: log.exists() and len(log.read_text().split()) == 3)  # in the middle of the third run
-    p.send_signal(signal.SIGKILL)
-    p.communicate()
+    os.kill(p.pid, signal.SIGKILL)
+    p.wait()
     begun = log.read_text().split()
     assert files(store) == sorted(f"{o}.json" for o in begun[:-1]) and begun == [r.key for r in ALL[:len(begun)]]
-    q = python(WORK, store, log)
-    out = q.communicate(timeout=300)[0]
-    assert q.returncode == 0, out
+    status, out = Forked(slow_sweep, store, log, out=tmp_path / "out").wait()
+    assert status == 0, out
     assert log.read_text().split() == begun + begun[-1:] + [r.key for r in ALL[len(begun):]]
     assert files(store) == sorted(f"{r.key}.json" for r in ALL)
 
@@ -568,28 +630,68 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert files(tmp_path) == [f"{r.key}.json"]
 
 
-FULL = """
-import resource, sys
-from metarisk_nb.study import *
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-sweep([Run(method=m, noise=.4, steps=30) for m in ('expected', 'gce')], store=sys.argv[1])
-"""
+def made_up(r, *args): return dict(key=r.key, config=r.config, figures={}, seconds=1., trace=[])
+
+
+def full_sweep(runs, store, size, checked):
+    "A sweep on a disk that takes no file larger than `size`, looked at before each training or not; says what it trains"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    if not checked: engine.check_room = lambda fn: None
+    real = engine.train_run
+    engine.train_run = lambda r, *args: print("BEGUN", r) or real(r, *args)
+    try: sweep(runs, store=store)
+    except StoreError as e: sys.exit(str(e))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
-def test_a_full_disk_costs_only_what_it_could_not_hold(tmp_path):
-    done, lost = (Run(method=m, **short) for m in ("expected", "gce"))
+@pytest.mark.parametrize("size,checked", [(10_000, True), (1000, False)], ids=["before the training", "after the training"])
+def test_a_full_disk_costs_only_what_it_could_not_hold(tmp_path, size, checked):
+    done, lost, left = (Run(method=m, **short) for m in ("expected", "gce", "batch"))
     run(done, tmp_path)
     raw = (tmp_path / "trial" / f"{done.key}.json").read_bytes()
-    p = python(FULL, tmp_path)
-    out = p.communicate(timeout=300)[0]
-    assert p.returncode == 1 and f"1 of 2 runs failed:\n{lost}: OSError" in out and "File too large" in out, out
+    status, out = OnTerminal(full_sweep, [done, lost, left], tmp_path, size, checked).wait()
+    assert status == 1 and out.count("BEGUN") == (not checked) and str(left) not in out, out
+    line, way_out = out.replace("\r\n", "\n").strip().split("\n")[-2:]
+    assert line == f"{lost}: its result cannot be written to {record_file(lost, tmp_path)}: File too large"
+    assert way_out.startswith("Nothing more is trained. 1 of 3 runs are stored and stay so: make room") and "--store" in way_out
     assert files(tmp_path) == [f"{done.key}.json"] and (tmp_path / "trial" / f"{done.key}.json").read_bytes() == raw
     sweep([done, lost], store=tmp_path)
     assert files(tmp_path) == sorted(f"{o.key}.json" for o in (done, lost))
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+def full_disk(*args):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("obstacle", ["check", "write", "folder", "locks"])
+def test_a_sweep_stops_where_nothing_can_be_stored(tmp_path, monkeypatch, obstacle):
+    "A disk that is full before or after the training; a file where a folder should be"
+    first, *rest = ALL[:4]
+    if obstacle != "folder": write_record(record_file(first, tmp_path), made_up(first))
+    else: (tmp_path / "trial").touch()
+    if obstacle == "locks": (tmp_path / "trial" / ".locks").touch()
+    begun = []
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: begun.append(r) or made_up(r))
+    if obstacle in ("check", "write"): monkeypatch.setattr(Path, dict(check="write_bytes", write="write_text")[obstacle], full_disk)
+    stopped = first if obstacle == "folder" else rest[0]
+    with pytest.raises(StoreError) as e: sweep(ALL[:4], store=tmp_path)
+    assert begun == rest[:1] * (obstacle == "write")
+    what, way_out = str(e.value).splitlines()
+    assert what.startswith(f"{stopped}: its result cannot be written to {record_file(stopped, tmp_path)}: ") and "the same call trains the rest" in way_out
+    monkeypatch.undo()
+    assert obstacle == "folder" or read_record(record_file(first, tmp_path)) == json.loads(json.dumps(made_up(first)))
+
+
+def test_a_worker_of_a_cluster_says_that_its_disk_is_full(tmp_path, monkeypatch):
+    said = SimpleNamespace(returncode=3, stderr=b"a warning\nits result cannot be written\n")
+    monkeypatch.setattr(engine.subprocess, "run", lambda *args, **kw: said)
+    error = engine._attempt_apart(ALL[0], tmp_path, None, True)[1]
+    assert isinstance(error, StoreError) and str(error) == "its result cannot be written"
+    said.returncode = 1
+    assert engine._attempt_apart(ALL[0], tmp_path, None, True) == (ALL[0], "its result cannot be written")
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=two_jobs)])
 def test_a_failing_run_is_named_and_loses_no_other(tmp_path, jobs):
     good, bad = [Run(**short, method=m) for m in ("expected", "gce")], Run(**short, method="batch", bs=1001)
     with pytest.raises(RuntimeError, match="1 of 3 runs failed:\n.*batch.*bs must be at most 1000"):
@@ -600,6 +702,7 @@ def test_a_failing_run_is_named_and_loses_no_other(tmp_path, jobs):
 
 def test_the_bar_names_what_runs_now(tmp_path, monkeypatch):
     named, train = [], engine.train_run
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     monkeypatch.setattr(engine.fp.ConsoleProgressBar, "on_update", lambda self, val, text: named.append((val, text)))
     monkeypatch.setattr(engine.fp, "progress_bar", engine.fp.ConsoleProgressBar)
     seen = {}
