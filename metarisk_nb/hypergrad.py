@@ -11,6 +11,7 @@ import sys
 import weakref
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -38,7 +39,7 @@ class _Passes:
         self.devices = {p.device for p in self.params.values()}
         self.layout_free = layout_free(model)
         images = any(p.ndim == 4 for p in model.parameters()) and not any(torch.is_autocast_enabled(d.type) for d in self.devices)
-        self.kernels = self.own_kernels = Fused if images else nullcontext
+        self.kernels = Fused if images else nullcontext # for passes that are differentiated in another way than once, backwards
 
     def in_place(self, theta):
         "From each parameter to what takes its place"
@@ -56,10 +57,10 @@ class _Losses:
         self.passes, self.loss_func, self.batch, self.seed, self.group = passes, loss_func, batch, seed, group
 
     @contextmanager
-    def at(self, theta):
+    def at(self, theta, kernels=nullcontext):
         "The losses where the parameters are `theta`, to be differentiated within the block; each pass draws the same and leaves everything alone"
         o, (x, y) = self.passes, map(_tuple, copied(tuple(self.batch)))
-        with o.snapshot.placed(o.in_place(theta)), seeded(self.seed, o.devices), o.kernels() as self.fused:
+        with o.snapshot.placed(o.in_place(theta)), seeded(self.seed, o.devices), kernels() as self.fused:
             l = self.loss_func(o.output(x), *y)
             if not l.ndim: raise ValueError("loss_func must give one loss per sample (such as reduction='none'), not one number")
             yield spread(l.flatten().as_subclass(Tensor), self.group)
@@ -74,15 +75,13 @@ class NoDerivative(RuntimeError):
 
 def _attempt(passes, *ways):
     "Try each way as it is, with plain kernels, and without kernels of our own; the first result counts"
-    tries = [(passes.own_kernels, nullcontext), (passes.own_kernels, plain_kernels), (nullcontext, plain_kernels)]
+    tries = [(passes.kernels, nullcontext), (passes.kernels, plain_kernels), (nullcontext, plain_kernels)]
     for way in ways:
-        for own, kernels in tries if passes.own_kernels is Fused else tries[:2]:
-            passes.kernels = own
+        for kernels, torchs in tries if passes.kernels is Fused else tries[:2]:
             try:
-                with kernels(): return way()
+                with torchs(): return way(kernels)
             except torch.OutOfMemoryError: raise
             except RuntimeError as e: error = e
-            finally: passes.kernels = passes.own_kernels
     raise NoDerivative("the model has an operation without the derivative that this method needs: "
                        f"use method='finite_difference', which runs ordinary passes only ({error})") from error
 
@@ -90,9 +89,9 @@ def _leaves(theta): return [t.detach().requires_grad_() for t in theta]
 
 def _grad(y, xs, **kwargs): return torch.autograd.grad(y, xs, materialize_grads=True, allow_unused=True, **kwargs)
 
-def _forward(step, v):
+def _forward(step, v, kernels):
     "Derivative of each loss along `v`: one forward-mode pass"
-    with torch.no_grad(), fwd.dual_level(), step.losses.at([fwd.make_dual(t.detach(), u) for t, u in zip(step.theta, v)]) as dual:
+    with torch.no_grad(), fwd.dual_level(), step.losses.at([fwd.make_dual(t.detach(), u) for t, u in zip(step.theta, v)], kernels) as dual:
         l, dl = fwd.unpack_dual(dual)
         return torch.zeros_like(l) if dl is None else dl
 
@@ -117,10 +116,10 @@ def _check_twice(grads):
     if any(not g.requires_grad and g.any() for g in grads):  # else each depends on the weights of the samples at least
         raise NotImplementedError("a function's backward pass is cut off from the graph")
 
-def _twice(step, v, hessian=True):
+def _twice(step, v, hessian, kernels):
     "The same derivatives, and the product of the Hessian with `v` where it is wanted, by differentiating twice"
     theta, a = _leaves(step.theta), step.a.detach().requires_grad_()
-    with step.losses.at(theta) as l:
+    with step.losses.at(theta, kernels) as l:
         with step.losses.unread(): grads = _grad(weighted_sum(a, l), theta, create_graph=True)
         _check_twice(grads)
         grads, v = zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
@@ -129,11 +128,11 @@ def _twice(step, v, hessian=True):
 
 def _along(step, v):
     "Derivative of each loss along `v`, by the first way that the model allows"
-    return _attempt(step.losses.passes, lambda: _forward(step, v), lambda: _twice(step, v, hessian=False)[0])
+    return _attempt(step.losses.passes, partial(_forward, step, v), lambda kernels: _twice(step, v, False, kernels)[0])
 
 def _exact(step, v, hessian):
     "No approximation: forward mode, and double backward where the Hessian is needed"
-    return _attempt(step.losses.passes, lambda: _twice(step, v)) if hessian else (_along(step, v), None)
+    return _attempt(step.losses.passes, partial(_twice, step, v, True)) if hessian else (_along(step, v), None)
 
 # %% ../nbs/02_hypergrad.ipynb #b3654fa4
 def _first_order(step, v, hessian):
