@@ -86,16 +86,21 @@ def _attempt(passes, *ways):
     raise NoDerivative("the model has an operation without the derivative that this method needs: "
                        f"use method='finite_difference', which runs ordinary passes only ({error})") from error
 
-def _checked(step, v, l, dl):
-    "`dl`; NotImplementedError where it contradicts the gradient of the forward sweep, ValueError where a repeated pass gives other losses"
-    if torch.is_autocast_enabled(l.device.type) or not dl.isfinite().all(): return dl
-    tf32 = l.device.type == 'cuda' and torch.backends.cudnn.allow_tf32  # convolutions with 10 bits
-    wide = max(step.losses.passes.eps, 1e-3 if tf32 else 0.)**.5
-    if not torch.allclose(l.detach(), step.l, rtol=wide, atol=wide, equal_nan=True):
+def _eps(step): return max(step.losses.passes.eps, torch.finfo(step.l.dtype).eps)
+
+def _repeated(step, l):
+    "The losses of a repeated pass; ValueError where they are others"
+    if not torch.allclose(l.detach(), step.l, rtol=.1, atol=.1, equal_nan=True):
         raise ValueError('a repeated pass gives other losses: is there randomness outside torch, random and numpy, or a state out of sight?')
+    return l
+
+def _checked(step, v, dl):
+    "`dl`; NotImplementedError where it contradicts the gradient of the forward sweep"
+    if torch.is_autocast_enabled(dl.device.type) or not dl.isfinite().all(): return dl
+    tf32 = dl.device.type == 'cuda' and torch.backends.cudnn.allow_tf32  # convolutions with 10 bits
     inner = sum((g * u).sum().to(dl) for g, u in zip(step.g, v))
-    if abs(weighted_sum(step.a, dl) - inner) > wide * _norm(step.g) * _norm(v):
-        raise NotImplementedError("forward mode contradicts the backward pass, as with torch.no_grad() or hooks on gradients")
+    if abs(weighted_sum(step.a, dl) - inner) > max(_eps(step), 1e-3 if tf32 else 0.)**.5 * _norm(step.g) * _norm(v):
+        raise NotImplementedError('forward mode contradicts the backward pass, as with torch.no_grad() or hooks on gradients')
     return dl
 
 def _norm(ts): return torch.stack([t.detach().norm().float() for t in ts]).norm()
@@ -108,17 +113,18 @@ def _forward(step, v, kernels):
     "Derivative of each loss along `v`: one forward-mode pass"
     with torch.no_grad(), fwd.dual_level(), step.losses.at([fwd.make_dual(t.detach(), u) for t, u in zip(step.theta, v)], kernels) as dual:
         l, dl = fwd.unpack_dual(dual)
-        return _checked(step, v, l, torch.zeros_like(l) if dl is None else dl)
+        _repeated(step, l)
+        return _checked(step, v, torch.zeros_like(l) if dl is None else dl)
 
 def _twice(step, v, hessian, kernels):
     "The same derivatives, and the product of the Hessian with `v` where it is wanted, by differentiating twice"
     theta, a = _leaves(step.theta), step.a.detach().requires_grad_()
     with step.losses.at(theta, kernels) as l:
-        with step.losses.unread(): grads = _grad(weighted_sum(a, l), theta, create_graph=True)
+        with step.losses.unread(): grads = _grad(weighted_sum(a, _repeated(step, l)), theta, create_graph=True)
         check_twice(grads)
-        v_all, (grads, v) = v, zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
+        grads, v = zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
         dl, *hv = _grad(grads, [a, *theta] if hessian else [a], grad_outputs=v)
-        return _checked(step, v_all, l, dl), hv
+    return dl, hv
 
 def _along(step, v):
     "Derivative of each loss along `v`, by the first way that the model allows"
@@ -138,7 +144,7 @@ def _finite_difference(step, v, hessian):
     "One more point along `v`: differences of the losses, and of the gradient where the Hessian is needed, to those of the forward sweep"
 
     size = (_norm(step.theta) or 1.) * (10 if hessian else 1)  # a gradient jumps at a kink, a loss does not
-    h = step.losses.passes.eps**.5 * size / (_norm(v) + torch.finfo(torch.float32).tiny)
+    h = _eps(step)**.5 * size / (_norm(v) + torch.finfo(torch.float32).tiny)
     moved = _leaves(torch._foreach_add([t.detach() for t in step.theta], torch._foreach_mul(v, h)))
     with torch.set_grad_enabled(hessian), step.losses.at(moved) as m:
         hv = [(p - q) / h for p, q in zip(_grad(weighted_sum(step.a, m), moved), step.g)] if hessian else None

@@ -257,6 +257,18 @@ def test_what_only_the_backward_pass_knows(how, k):
     agrees(Stops(how).double(), k)
 
 
+@KS
+@pytest.mark.parametrize("inner", [torch.bfloat16, torch.float16])
+def test_a_model_that_computes_in_half_precision_is_not_mistaken_for_one(inner, k):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        def forward(self, x): return self.b(torch.tanh(F.linear(x.to(inner), self.a.weight.to(inner)).double()))
+    torch.manual_seed(0)
+    agrees(Net().double(), k, eps=.02)
+
+
 def test_a_pass_that_cannot_be_repeated_is_refused():
     "Randomness that nobody can seed"
     class Net(nn.Module):
@@ -629,9 +641,10 @@ class Mixed(nn.Module):
 
 @KS
 @pytest.mark.parametrize("first,second", [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)])
-def test_finite_differences_of_mixed_precision(first, second, k):
+@pytest.mark.parametrize("loss", [torch.float32, torch.float64])
+def test_finite_differences_of_mixed_precision(first, second, loss, k):
     model = Mixed(first, second)
-    args = reducer(), ExpectedValue(), ce, *batches(k), .1
+    args = reducer(), ExpectedValue(), lambda pred, y: ce(pred, y).to(loss), *batches(k), .1
     same(hypergradient(model, *args, method="finite_difference")[1], hypergradient(model, *args)[1], 1e-2)
 
 
