@@ -145,7 +145,8 @@ def fingerprint(model, data):
     return dict(parameters=copies(model.named_parameters()), buffers=copies(model.named_buffers()),
                 grad=copies((n, p.grad) for n, p in model.named_parameters()), mode={n: m.training for n, m in mods.items()},
                 identity={n: id(p) for n, p in model.named_parameters()},
-                attributes={n: {k: id(v) for k, v in vars(m).items() if k != "training" and "hook" not in k} for n, m in mods.items()},
+                attributes={n: {k: id(v) for k, v in vars(m).items() if k != "training"} for n, m in mods.items()},
+                hooks={n: {k: [*v] for k, v in vars(m).items() if "_hooks" in k and v} for n, m in mods.items()},
                 inputs=dict(enumerate(copies(enumerate(t for b in data for o in b for t in tensors(o))).values())),
                 stream=dict(enumerate(map(repr, streams()[1:]))) | dict(torch=streams()[0]))
 
@@ -181,7 +182,7 @@ def compare(case, k):
     model = prepare(case, case.build)
     twin = settled(prepare(case, case.twin or case.build))
     if case.twin: twin.load_state_dict(model.state_dict())
-    drawing = not case.refused and draws(twin, data[0])
+    drawing = draws(twin, data[0])
     seed(2)
     reducer, risk = SortedReducer(case.n).double(), CVaR(.3)
     nn.init.normal_(reducer.logits)
