@@ -103,10 +103,10 @@ def split_batch(
     device,  # The model's
     n_inp=None, # Inputs among its parts; None: all but the last
 ):           # ((x, ...), (y, ...))
-    "A batch as plain tensors on the model's device, inputs and targets apart"
-    batch = [bare(o) for o in to_device(tuple(batch), device)]
+    "A batch on the model's device, inputs (of their own class) and targets (as plain tensors) apart"
+    batch = to_device(tuple(batch), device)
     i = max(1, len(batch) - 1) if n_inp is None else n_inp
-    return tuple(batch[:i]), tuple(batch[i:])
+    return tuple(batch[:i]), tuple(map(bare, batch[i:]))
 
 def rows(
     batch, # ((x, ...), (y, ...))
@@ -135,7 +135,8 @@ def fresh_batches(
     if group is None: return map(ready, endless(reloaded(dl)))
     n = loader_bs(dl)
     if n * group.size() > n_items(dl):
-        raise ValueError(f'MetaRisk: fresh batches for {group.size()} processes need {n * group.size()} training samples, there are {n_items(dl)}')
+        raise ValueError(f'MetaRisk: fresh batches for {group.size()} processes need {n * group.size()} training samples, '
+                         f'there are {n_items(dl)}')
     part = slice(group.rank() * n, (group.rank() + 1) * n)
     return (rows(ready(b), part) for b in endless(reloaded(dl, bs=n * group.size(), drop_last=True)))
 

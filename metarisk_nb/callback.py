@@ -13,31 +13,45 @@ from warnings import warn
 
 import torch
 from fastai.learner import Metric
-from torch import nn
+from torch import Tensor, nn
 
 from .batches import MetaBatches, pass_size
 from .curriculum import Curriculum, History, target_share
 from .files import replacing as _replacing  # noqa: F401 (the study code takes it from here)
 from .hypergrad import NoDerivative, hypergradient, methods
 from .learned import Learned
-from .losses import bare, gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses, single_label
+from .losses import gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses, single_label
+from .passes import Snapshot, copied, seeded
 from .processes import process_group, unwrapped
 from .risk import as_risk, check_whole
-from .weighing import Weighing, chosen_output, learning_rates
+from .weighing import Joint, KeptInputs, Weighing, learning_rates, loss_holders, trainable_parts
 
 _all_ = ['meta_losses', 'per_sample', 'sample_losses', 'History', 'Curriculum', 'gce_loss', 'mae_loss']
 
 # %% ../nbs/03_callback.ipynb #842686e2
+def _refuse_edits(learn):
+    "Raise if the Learner's loss edits what it is given: a metric comes after it"
+    given = copied((learn.pred, *learn.yb))
+    tensors = [o for o in given if isinstance(o, Tensor)]
+    versions = [o._version for o in tensors]
+    with torch.no_grad(), seeded(0, {o.device for o in tensors}): learn.loss_func(*given)
+    if versions != [o._version for o in tensors]:
+        raise ValueError('RiskMetric comes after the loss, and this loss edits its predictions or targets in place: let it work on copies, '
+                         'as with pred.sigmoid() in place of pred.sigmoid_()')
+
 class RiskMetric(Metric):
     "The `risk` of the losses of a whole validation set (not a mean over batches)"
     def __init__(self,
         risk,           # A Risk, a name as in `as_risk`, or a function of all losses
-        loss_func=None, # (pred, *y) -> one loss a sample; the Learner's own by default
+        loss_func=None, # (pred, *y) -> one loss per sample; the Learner's own by default
     ): self.risk, self.loss_func = as_risk(risk), loss_func
     def reset(self): self.losses = []
     def accumulate(self, learn):
         f = self.loss_func or per_sample(learn.loss_func)
-        self.losses.append(learn.to_detach(sample_losses(f, learn.pred, *learn.yb)))  # of all processes
+        with Snapshot(loss_holders(learn.loss_func, self.loss_func)).placed():  # what the losses remember stays as it is
+            if not self.losses: _refuse_edits(learn)
+            l = sample_losses(f, learn.pred, *copied(tuple(learn.yb)))
+        self.losses.append(learn.to_detach(l))  # of all processes
     @property
     def value(self): return self.risk(torch.cat(self.losses)).item() if self.losses else None
     @property
@@ -59,7 +73,7 @@ class BatchRisk(Weighing):
         self.learn.loss_grad = risk(batch.values) * batch.scale
 
 # %% ../nbs/03_callback.ipynb #57ac9e8b
-def _check(risk, n_inner, every, meta_lr, inner_lr, meta_dl, meta_bs, knots, loss_func, meta_loss, method, fresh, floor, relax, warmup, seed):
+def _check(*, n_inner, every, meta_lr, inner_lr, meta_dl, meta_bs, knots, meta_loss, method, floor, relax, warmup, **_):
     "Raise where an argument of `MetaRisk` is none that it can work with"
     for name, x in dict(n_inner=n_inner, every=every, meta_bs=meta_bs).items(): check_whole(name, x)
     if knots is not None: check_whole('knots', knots, 2)
@@ -88,16 +102,16 @@ def _refuse(dl, model):
 class MetaRisk(Learned):
     """Learn the weights of the sorted losses while the model trains, so that `risk` on validation data falls (paper, Algorithm 1)
 
-    The defaults were chosen with `scripts/search_default.py` on the hyper-validation splits of scikit-learn's digits, Fashion-MNIST and CIFAR-10,
-    with 0 to 50% wrong labels, and for CVaR, inverted CVaR and trimmed targets. Lesson 08 has the figures, and the tasks where they fall short."""
+    The defaults were chosen with `scripts/search_default.py` on the hyper-validation splits of scikit-learn's digits, Fashion-MNIST and
+    CIFAR-10, with 0 to 50% wrong labels, and for CVaR, inverted CVaR and trimmed targets. Lesson 08 has the figures."""
     patience = 20  # meta-gradients in a row that are not finite until there are no more meta-steps
-    _stateattrs = ('batches', '_out', 'meta_dl')
-    meta_dl = batches = _out = None
+    _stateattrs = (*Learned._stateattrs, 'batches', '_inputs', 'meta_dl')
+    meta_dl = batches = _inputs = None
     def __init__(self,
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
         every=None,        # Training steps from one meta-step to the next; None: 20 for the mean, 10 for other targets
-        meta_lr=None,      # Adam's rate for the logits; None: .02 per step since the last meta-step (20 at most); .01/√`share` for other targets
+        meta_lr=None,      # Adam's rate for the logits; None: .02 per step from one meta-step to the next (at most 20); others: .01/√`share`
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=200,       # Samples of a validation batch; a smaller set is used whole
@@ -146,20 +160,35 @@ class MetaRisk(Learned):
         _refuse(self.batches.train_dl, self.model)
         self.batches.new_epoch()
         self._pass = pass_size(self.batches.train_dl)
-    def after_pred(self): self._out = self.pred  # before another callback picks one of several outputs, as RNNCallback does
+    def before_batch(self):
+        "Before a meta-step, keep the inputs as the model gets them: it may edit them in place"
+        self._drop_inputs()
+        if self._due() and not self.fresh: self._inputs = KeptInputs(self.model)
+    def after_pred(self):
+        super().after_pred()
+        if self._inputs: self._inputs.drop()
     def after_loss(self):
         batch = self.batch_losses()
         c = self.curriculum_for(batch.values)
-        c.seen(*(len(batch.values), self._pass) if self._pass else (1, self.n_iter))  # where nobody knows the size of a pass, an epoch is one
-        if self.n_step != self.last_step:  # the first batch, or the optimizer has moved since
-            self.last_step = self.n_step
-            if self.n_step % self.every == 0 and c.willing: self.meta_step(batch)
-            c.record(self.n_step)
+        c.seen(*(len(batch.values), self._pass) if self._pass else (1, self.n_iter))  # an epoch, where a pass has no known size
+        due, moved, self.last_step = self._due(), self._moved(), self.n_step
+        if due: self.meta_step(batch)
+        if moved: c.record(self.n_step)
         if not c.uniform: self.learn.loss_grad = c.weigh(batch.values, scale=batch.scale)  # else the Learner's own loss, to the last bit
-    def after_batch(self): self._out = None
+    def after_batch(self):
+        super().after_batch()
+        self._drop_inputs()
     def after_fit(self):
+        self.after_batch()
         if self.batches: self.batches.drop()
-        self._out = None
+
+    def _moved(self): return self.n_step != self.last_step  # the first batch, or the optimizer has stepped since
+    def _due(self): return self._moved() and self.n_step % self.every == 0 and (self.curriculum is None or self.curriculum.willing)
+    def _drop_inputs(self):
+        if self._inputs: self._inputs.drop()
+        self._inputs = None
+
+    def other_losses(self): return [self.loss_func, self.meta_loss if callable(self.meta_loss) else None]
 
     def meta_step(self,
         batch=None, # The training batch's `BatchLosses`
@@ -171,33 +200,48 @@ class MetaRisk(Learned):
 
     def _hypergradient(self, batch):
         "Target risk on the next validation batch, and its derivative for the logits"
-        chosen, meta_loss, group = chosen_output(self._out, self.pred), self._meta_loss(), process_group(self.model)
-        args = (unwrapped(self.model), self.reducer, self.risk, lambda out, *y: batch.own * self.losses_of(chosen(out), *y),
-                self._inner_batches(group), self.batches.valid(self.drawn), self.rates())
+        given, model, group = self.given, self._joint(), process_group(self.model)
+        own, meta_loss = given.function(self.losses_of, self.pred), given.function(self._meta_loss(), self.pred)
+        args = (model, self.reducer, self.risk, lambda *o: batch.own * own(*o), self._inner_batches(group),
+                self.batches.valid(self.drawn), self.rates(model))
         self.drawn += 1
-        kwargs = dict(meta_loss=lambda out, *y: meta_loss(chosen(out), *y), group=group)
-        try: return hypergradient(*args, method=self.method, **kwargs)
-        except NoDerivative as e:
-            self.method = 'finite_difference'
-            warn(f'MetaRisk goes on with method={self.method!r}: {e}')
-            return hypergradient(*args, method=self.method, **kwargs)
+        kwargs = dict(meta_loss=meta_loss, group=group, generator=torch.default_generator)
+        with given.placed():
+            try: return hypergradient(*args, method=self.method, **kwargs)
+            except NoDerivative as e:
+                self.method = 'finite_difference'
+                warn(f'MetaRisk goes on with method={self.method!r}: {e}')
+                return hypergradient(*args, method=self.method, **kwargs)
 
     def _inner_batches(self, group):
         "The K batches of the inner steps"
-        now = [] if self.fresh else [(tuple(map(bare, self.xb)), self.targets())]
+        now = [] if self.fresh else [((self._inputs and self._inputs.x) or self.xb, self.given.y)]
         return now + [self.batches.fresh(group) for _ in range(self.n_inner - len(now))]
 
-    def rates(self):
+    def _loss_parts(self): return trainable_parts(unwrapped(self.model), [*self.own_holders, *self.other_holders])
+
+    def _joint(self):
+        "The network, with the weights of the loss where it has some"
+        net, more = unwrapped(self.model), self._loss_parts()
+        return Joint(net, more) if more else net
+
+    def rates(self,
+        model=None, # The network, or a `Joint`
+    ):
         "Learning rates of the inner steps: one for all, or each trainable parameter's own of today, by name"
-        return learning_rates(unwrapped(self.model), self.opt) if self.inner_lr is None else self.inner_lr
+        model = unwrapped(self.model) if model is None else model
+        if self.inner_lr is not None and not isinstance(model, Joint): return self.inner_lr
+        return learning_rates(model, self.opt, self.inner_lr)
 
     def _meta_loss(self):
         "The per-sample loss on validation data"
         if callable(self.meta_loss): return partial(sample_losses, self.meta_loss)
-        bounded = self.meta_loss == 'auto' and self.risk == as_risk('expected') and single_label(self.pred, *self.yb)
+        y = self.given.y[:len(self.yb)]
+        classes = single_label(self.pred, *y) and not self._loss_parts()  # a loss with weights gets no logits: it makes them
+        bounded = self.meta_loss == 'auto' and self.risk == as_risk('expected') and classes
         name = self.meta_loss if self.meta_loss != 'auto' else 'mae' if bounded else 'own'
         if name == 'own': return self.losses_of
-        return named_meta_loss(name, self.pred, *self.yb, ignore_index=getattr(self.plain_loss, 'ignore_index', -100))
+        return named_meta_loss(name, self.pred, *y, ignore_index=getattr(self.plain_loss, 'ignore_index', -100))
 
     def _precision(self):
         "bfloat16 where the Learner trains in it and nothing but a forward pass is differentiated; else float32"

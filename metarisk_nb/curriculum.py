@@ -62,7 +62,8 @@ class History:
         return Spectral.from_weights(self._kept()[max(0, bisect_right(self.steps, step) - 1), :-1])
     def state_dict(self)->dict:
         "The rows as plain tensors and numbers"
-        return dict(every=self.every, steps=list(self.steps), weights=self.weights if self.steps else [], values=self.values if self.steps else [])
+        rows = dict(weights=self.weights, values=self.values) if self.steps else dict(weights=[], values=[])
+        return dict(every=self.every, steps=list(self.steps), **rows)
     @classmethod
     def from_state(cls,
         state:dict, # From `state_dict`
@@ -127,8 +128,8 @@ class Curriculum:
     )->Tensor:         # 0-d, to call `backward` on
         "The batch's losses as one number, with today's weights"
         w = self._weights if len(losses) == self.reducer.n else self.reducer.weights(len(losses)).detach()
-        # no zeros to mask in a softmax, so a product does what `risk.weigh` does
-        return (scale * w).to(losses).dot(losses.gather(0, self.order(losses) if order is None else order))
+        w, l = (scale * w).to(losses), losses.gather(0, self.order(losses) if order is None else order)
+        return w.dot(l.masked_fill((w == 0) & ~l.isfinite(), 0.))  # as `risk.weigh`: what is not finite and has no weight adds nothing
 
     def seen(self,
         n, # Samples of this batch
@@ -196,7 +197,8 @@ class Curriculum:
         if shape != (knots or n,): raise ValueError(f'state has logits of shape {shape}, but n={n} and knots={knots}')
         new = Curriculum(n, self.knots, self.meta_lr, self.floor, self.relax, self.warmup, self.share, self.patience)
         if knots != new.reducer.knots or (knots is None and n != self.reducer.n):
-            raise ValueError(f'state is of a reducer with n={n} and knots={knots}, this curriculum has n={self.reducer.n} and knots={self.knots}')
+            raise ValueError(f'state is of a reducer with n={n} and knots={knots}, '
+                             f'this curriculum has n={self.reducer.n} and knots={self.knots}')
         with torch.no_grad(): new.reducer.logits.copy_(state['logits'])
         new.optimizer.load_state_dict(state['optimizer'])
         new.skipped, new.passes, new.value = state['skipped'], state['passes'], state['value']

@@ -92,7 +92,8 @@ class Learned(Weighing):
 
     def _path(self, file):
         if self.learn is None:
-            raise RuntimeError(f'{type(self).__name__} is in no Learner, whose folder would hold the file: use state_dict and load_state_dict')
+            raise RuntimeError(f'{type(self).__name__} is in no Learner, whose folder would hold the file: '
+                               'use state_dict and load_state_dict')
         return join_path_file(file, self.learn.path/self.learn.model_dir, ext='.pth')
 
     def save(self,
@@ -110,6 +111,17 @@ class Learned(Weighing):
         "Go on from a saved file"
         self.load_state_dict(torch.load(self._path(file), map_location='cpu', weights_only=True))
         return self
+
+    def __setstate__(self, state):
+        "A pickle of the first edition holds the parts of its curriculum one by one"
+        super().__setstate__(state)
+        if 'opt_phi' not in state: return
+        old = {k: vars(self).pop(k) for k in ('reducer', 'history', 'opt_phi', 'skipped', 'failed', 'passes', 'value', 'uniform', '_w')}
+        if old['reducer'] is None: return
+        self.curriculum = c = self.new_curriculum(old['reducer'].n)
+        c.reducer, c.history, c.optimizer = old['reducer'], old['history'], old['opt_phi']
+        c.skipped, c.failed, c.passes, c.value = old['skipped'], old['failed'], old['passes'], old['value']
+        c.to(c.reducer.logits)
 
     def __deepcopy__(self, memo):
         memo[id(self)] = new = copy(self)

@@ -204,9 +204,7 @@ class CurriculumPlayer(WidgetView):
         super().__init__((self.a, self.b), (self.play, self.step), controls=(self.a, self.b, self.step))
 
     @property
-    def chosen(self):
-        "Runs A and B"
-        return self.runs[self.a.value], self.runs[self.b.value]
+    def chosen(self): return self.runs[self.a.value], self.runs[self.b.value]
 
     def figure(self):
         "The target's weights and those of both runs at the step, over the curves of the test set"

@@ -2,9 +2,13 @@
 
 Small configurations with random weights, in double precision, on one thread; nothing is downloaded."""
 import argparse
+import importlib.metadata
 import json
 import os
 import random
+import sys
+import warnings
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -139,7 +143,7 @@ def timm_cases():
         named("test_coatnet", 64, img_size=64), named("nfnet_f0", by=16), named("nf_resnet50", by=8), named("resnetv2_50", 64, by=8, lr=.01),
         made("resnetv2 (group norm, standardised weights)", tm.ResNetV2, layers=(1, 1, 1), channels=(32, 32, 64), stem_chs=32,
              conv_layer=timm.layers.StdConv2d, norm_layer=partial(timm.layers.GroupNormAct, num_groups=8)),
-        made("convnextv2", tm.ConvNeXt, use_grn=True, ls_init_value=None, **four), made("mambaout", tm.MambaOut, **four),
+        made("convnextv2", tm.ConvNeXt, use_grn=True, ls_init_value=None, **four),
         made("caformer", tm.MetaFormer, token_mixers=[tm.metaformer.SepConv] * 2 + [tm.metaformer.Attention] * 2, **four),
         made("poolformer", tm.MetaFormer, token_mixers=tm.metaformer.Pooling, **four),
         made("mlp-mixer", tm.MlpMixer, **mixer), made("resmlp", tm.MlpMixer, block_layer=tm.mlp_mixer.ResBlock, **mixer),
@@ -148,10 +152,10 @@ def timm_cases():
         named("beit_base_patch16_224", **vit), named("eva02_tiny_patch14_224", **vit), named("cait_xxs24_224", **vit), named("convit_tiny", **vit),
         named("xcit_nano_12_p16_224", img_size=32, embed_dim=16, depth=2, num_heads=2), named("swin_tiny_patch4_window7_224", drop_path_rate=.2, **swin),
         named("swinv2_tiny_window8_256", **swin), named("swinv2_cr_tiny_224", **swin), named("mobilevit_xxs", 64, lr=.01), named("mobilevitv2_050", 64, lr=.01),
-        made("efficientformer", tm.EfficientFormer, 64, depths=(1, 1, 1, 2), embed_dims=(8, 16, 16, 16), num_vit=1),
+        made("efficientformer", tm.EfficientFormer, 64, img_size=64, depths=(1, 1, 1, 2), embed_dims=(8, 16, 16, 16), num_vit=1),
         named("levit_128s", 64, img_size=64, embed_dim=(16, 16, 16), num_heads=(1, 1, 1), depth=(1, 1, 1), key_dim=8),
-        named("ghostnet_050", 64, lr=.01, refused="hardsigmoid"), made("res2net", tm.ResNet, block=tm.res2net.Bottle2neck, layers=(1, 1), base_width=8, cardinality=1,
-             channels=(16, 32), block_args=dict(scale=4)) , named("dla34", by=8),
+        named("ghostnet_050", 64, lr=.01, refused="hardsigmoid"), named("dla34", by=8),
+        made("res2net", tm.ResNet, block=tm.res2net.Bottle2neck, layers=(1, 1), base_width=26, channels=(16, 32), block_args=dict(scale=4)),
         made("tresnet", tm.TResNet, 64, layers=[1, 1, 1, 1], width_factor=.25), named("repvgg_a0", 64, by=8, lr=.01), named("eca_resnet33ts", by=8), named("seresnet50", by=8),
         named("gernet_s", by=8), named("resnest14d", by=8), named("densenet121", by=8), named("legacy_seresnet18", by=8),
         named("inception_next_tiny", depths=(1, 1), dims=(8, 16)), named("davit_tiny", depths=(1, 1), embed_dims=(8, 16), num_heads=(1, 2)),
@@ -327,6 +331,9 @@ def handwritten_cases():
         small("hyper-network", hw.Hyper), picture("spatial transformer", spatial, refused=once), small("compiled", lambda: torch.compile(hw.mlp(), backend="eager"))]
 
 
+SLOW = frozenset()
+
+
 def zero(layer):
     for p in layer.parameters(): nn.init.zeros_(p)
     return layer
@@ -346,3 +353,31 @@ def spatial():
 
 
 def cases(): return [*torchvision_cases(), *timm_cases(), *transformers_cases(), *fastai_cases(), *handwritten_cases()]
+
+
+def row(o):
+    error = "" if o.error is None else f"{o.error:.0e}"
+    return f"{o.name[:50]:50} {o.library:13} {o.parameters:9,} {o.k} {error:>6} {o.verdict:8} {o.seconds:6.1f} {'' if o.expected else 'NOT EXPECTED ' + ', '.join(o.touched) + ' ' + o.message[:120]}".rstrip()
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--only", default="", help="part of the name, or a library")
+    p.add_argument("--out", type=Path, help="JSON file for the table")
+    args, rows = p.parse_args(), []
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    print(f"{'':50} {'library':13} {'params':>9} K {'error':>6} {'verdict':8} {'s':>6}")
+    for case in [c for c in cases() if args.only in c.name or args.only == c.library]:
+        for k in 1, 3:
+            rows.append(compare(case, k))
+            print(row(rows[-1]), flush=True)
+    versions = {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "timm", "transformers", "fastai")}
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(args.out) as tmp: tmp.write_text(json.dumps(dict(versions=versions, rows=[asdict(o) for o in rows]), indent=0))
+    print(Counter(o.verdict for o in rows), f"{len({(o.library, o.name) for o in rows})} architectures, {sum(o.seconds for o in rows):.0f} s")
+    return any(not o.expected for o in rows)
+
+
+if __name__ == "__main__": sys.exit(main())

@@ -229,6 +229,44 @@ def test_a_backward_pass_apart_from_the_graph_is_refused_and_the_way_out_is_righ
     agrees(model, k, eps=1e-4, reference=plain, method="finite_difference")
 
 
+class Stops(nn.Module):
+    "A part of the network counts as a constant in the backward pass, though not in forward mode"
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(6, 6), nn.Linear(6, 3), how
+    def forward(self, x):
+        z = torch.tanh(self.a(x))
+        if self.how == "no_grad":
+            with torch.no_grad(): scale = z.norm(dim=1, keepdim=True)
+            z = z / scale
+        if self.how == "hook" and z.requires_grad: z.register_hook(lambda g: -g)
+        if self.how == "momentum":
+            with torch.no_grad(): z = z + torch.tanh(self.a(x.flip(0)))
+        if self.how == "set_grad":
+            torch.set_grad_enabled(False)
+            shift = self.b.weight.mean()
+            torch.set_grad_enabled(True)
+            z = z * shift
+        return self.b(z)
+
+
+@KS
+@pytest.mark.parametrize("how", ["no_grad", "hook", "momentum", "set_grad"])
+def test_what_only_the_backward_pass_knows(how, k):
+    torch.manual_seed(0)
+    agrees(Stops(how).double(), k)
+
+
+def test_a_pass_that_cannot_be_repeated_is_refused():
+    "Randomness that nobody can seed"
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.draw = nn.Linear(6, 3), iter([.1, .9, .4, .7, .3] * 99).__next__
+        def forward(self, x): return self.out(x * self.draw())
+    with pytest.raises(ValueError, match="a repeated pass gives other losses"): hypergradient(Net().double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+
+
 # --- 4. Inputs that are edited in place
 
 class Edits(nn.Module):

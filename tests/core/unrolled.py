@@ -1,6 +1,7 @@
 "Does the exact hypergradient of a model equal a full unroll, and does the model stay as it was?"
 import copy
 import random
+import re
 import time
 import traceback
 from collections.abc import Callable
@@ -37,7 +38,6 @@ class Case:
     library: str = "hand-written"
     twin: Callable = None  # Builds the model whose unroll is right: the same without checkpointing, say; `build` when None
     refused: str = None  # What the error must say; None: the gradient must be right
-    quick: bool = False
     train: bool = True
     lr: float = .1
     noise: float = .02  # Added to all parameters, so that none that starts at zero hides a path
@@ -55,9 +55,10 @@ class Outcome:
     k: int
     error: float = None
     verdict: str = ""
-    seconds: float = 0.
+    seconds: float = 0.  # Of one processor
     touched: list = field(default_factory=list)
     message: str = ""
+    expected: bool = False  # Equal, or refused with the words that the case names
 
 
 def streams(): return torch.get_rng_state(), random.getstate(), np.random.get_state()
@@ -144,7 +145,7 @@ def fingerprint(model, data):
     return dict(parameters=copies(model.named_parameters()), buffers=copies(model.named_buffers()),
                 grad=copies((n, p.grad) for n, p in model.named_parameters()), mode={n: m.training for n, m in mods.items()},
                 identity={n: id(p) for n, p in model.named_parameters()},
-                attributes={n: {k: id(v) for k, v in vars(m).items() if "hook" not in k} for n, m in mods.items()},
+                attributes={n: {k: id(v) for k, v in vars(m).items() if k != "training" and "hook" not in k} for n, m in mods.items()},
                 inputs=dict(enumerate(copies(enumerate(t for b in data for o in b for t in tensors(o))).values())),
                 stream=dict(enumerate(map(repr, streams()[1:]))) | dict(torch=streams()[0]))
 
@@ -198,5 +199,6 @@ def compare(case, k):
         out.error = max(((a - b).norm() / b.norm()).item() for a, b in zip(got, want))
         out.verdict = "equal" if out.error <= case.eps and 1e-9 < want[1].norm() < 1e9 else "wrong"
     if out.touched: out.verdict = "wrong"
+    out.expected = out.verdict == "equal" or out.verdict == "refused" and bool(case.refused and re.search(case.refused, out.message))
     out.seconds = time.process_time() - start
     return out
