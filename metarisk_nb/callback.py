@@ -111,7 +111,7 @@ class MetaRisk(Learned):
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
         every=None,        # Training steps from one meta-step to the next; None: 20 for the mean, 10 for other targets
-        meta_lr=None,      # Adam's rate for the logits; None: .02 per step from one meta-step to the next (at most 20); others: .01/√`share`
+        meta_lr=None,      # Adam's rate for the logits; None: .02 per step between meta-steps (at most 20); others: .01/√`share`
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=200,       # Samples of a validation batch; a smaller set is used whole

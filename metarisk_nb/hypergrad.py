@@ -91,7 +91,7 @@ def _eps(step): return max(step.losses.passes.eps, torch.finfo(step.l.dtype).eps
 def _repeated(step, l):
     "The losses of a repeated pass; ValueError where they are others"
     if not torch.allclose(l.detach(), step.l, rtol=.1, atol=.1, equal_nan=True):
-        raise ValueError('a repeated pass gives other losses: is there randomness outside torch, random and numpy, or a state out of sight?')
+        raise ValueError('a repeated pass gives other losses: is there randomness outside torch, random and numpy, or hidden state?')
     return l
 
 def _checked(step, v, dl):
