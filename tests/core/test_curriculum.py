@@ -91,7 +91,7 @@ def test_what_is_not_finite_is_skipped_counted_and_said_once():
 def test_the_floor_holds_until_its_passes_are_over(floor):
     curriculum = Curriculum(20, meta_lr=1., floor=floor, relax=2, warmup=0)
     seen = []
-    for i in range(40):
+    for _ in range(40):
         curriculum.seen(20, of=200)
         curriculum.update(0., torch.linspace(1, -1, 12))
         seen.append(float(ess_share(curriculum.weights)))
