@@ -224,6 +224,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'metarisk_nb.hypergrad._Losses.__init__': ( 'hypergrad.html#_losses.__init__',
                                                                                    'metarisk_nb/hypergrad.py'),
                                        'metarisk_nb.hypergrad._Losses.at': ('hypergrad.html#_losses.at', 'metarisk_nb/hypergrad.py'),
+                                       'metarisk_nb.hypergrad._Losses.leaves': ( 'hypergrad.html#_losses.leaves',
+                                                                                 'metarisk_nb/hypergrad.py'),
                                        'metarisk_nb.hypergrad._Losses.unread': ( 'hypergrad.html#_losses.unread',
                                                                                  'metarisk_nb/hypergrad.py'),
                                        'metarisk_nb.hypergrad._Passes': ('hypergrad.html#_passes', 'metarisk_nb/hypergrad.py'),

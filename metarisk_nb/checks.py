@@ -53,7 +53,7 @@ def unknown_leaves(
                            'pass use_reentrant=False to torch.utils.checkpoint (in transformers: gradient_checkpointing_enable('
                            "gradient_checkpointing_kwargs={'use_reentrant': False}))")
     leaves = [o.variable for o in nodes if o.name() == 'torch::autograd::AccumulateGrad']
-    return [(weakref.ref(t), tuple(t.shape)) for t in leaves if id(t) not in known]
+    return sorted([(weakref.ref(t), tuple(t.shape)) for t in leaves if id(t) not in known], key=lambda o: o[1])
 
 def raise_unknown(
     leaves, # From `unknown_leaves`, after the graph has been dropped

@@ -716,8 +716,76 @@ def test_edits_that_change_nothing_more_are_differentiated_as_autograd_does(net,
     agrees(model, k)
 
 
-def test_a_frozen_parameter_that_is_edited_is_refused_by_name():
+class Decays(nn.Module):
+    "Every pass makes the weights smaller: a repeated pass has to begin where the first one did"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+    def forward(self, x):
+        with torch.no_grad():
+            for p in self.parameters(): p.mul_(.9)
+        return self.b(torch.tanh(self.a(x)))
+
+
+class Teacher(nn.Module):
+    "Frozen weights that follow the trained ones in every pass"
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False)
+    def forward(self, x):
+        with torch.no_grad():
+            for p, q in zip(self.student.parameters(), self.teacher.parameters()): q.lerp_(p, .3)
+        return self.student(x) * torch.tanh(self.teacher(x))
+
+
+@KS
+@pytest.mark.parametrize("net", [Decays, Teacher, Clamped, Normed])
+def test_edits_in_a_pass_are_those_of_an_unroll_on_copies(net, k):
+    "The unroll with a copy of the frozen parameters for each pass; an edit under no_grad is no part of the graph"
+    torch.manual_seed(0)
+    model = net().double()
+    (train, val), rate, g = batches(k), .1, reducer()
+    before = state(model)
+    got = hypergradient(model, g, ExpectedValue(), ce, train, val, rate)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    ps = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
+    def losses(x, y): return ce(torch.func.functional_call(copy.deepcopy(model), dict(ps), (x,)), y)
+    for x, y in train:
+        grads = torch.autograd.grad(g(losses(x, y)), [*ps.values()], create_graph=True)
+        ps = {n: p - rate * d for (n, p), d in zip(ps.items(), grads)}
+    want = losses(*val).mean()
+    same(got[0], want)
+    same(got[1], torch.autograd.grad(want, g.logits)[0])
+
+
+def test_large_frozen_parameters_that_are_edited_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr("metarisk_nb.hypergrad.most_copied", 0)
     with pytest.raises(RuntimeError, match=r"frozen parameters \['w'\].*make them buffers"): hypergradient(Clamped(frozen=True).double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+    hypergradient(nn.Sequential(nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3)).double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+
+
+class Careful(nn.Module):
+    "A pass that does more where a gradient is wanted"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+    def forward(self, x): return self.b(torch.tanh((2 if torch.is_grad_enabled() else 1) * self.a(x)))
+
+
+class Spectral(nn.Module):
+    "Complex weights"
+    def __init__(self):
+        super().__init__()
+        self.w, self.out = nn.Parameter(torch.randn(4, dtype=torch.cdouble)), nn.Linear(6, 3)
+    def forward(self, x): return self.out(torch.tanh(torch.fft.irfft(torch.fft.rfft(x) * self.w, n=6)))
+
+
+@KS
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+@pytest.mark.parametrize("net", [Careful, Spectral])
+def test_models_that_look_at_the_mode_or_have_complex_weights(net, method, k):
+    torch.manual_seed(0)
+    agrees(net().double(), k, eps=1e-6 if method == "exact" else 1e-3, method=method)
 
 
 @pytest.mark.filterwarnings("ignore")
