@@ -15,7 +15,7 @@ import torch
 from fastai.learner import Metric
 from torch import Tensor, nn
 
-from .batches import MetaBatches, pass_size
+from .batches import MetaBatches, of_class, pass_size
 from .curriculum import Curriculum, History, target_share
 from .files import replacing as _replacing  # noqa: F401 (the study code takes it from here)
 from .hypergrad import NoDerivative, hypergradient, methods
@@ -24,7 +24,7 @@ from .losses import gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample
 from .passes import Snapshot, copied, seeded
 from .processes import process_group, unwrapped
 from .risk import as_risk, check_whole
-from .weighing import Joint, KeptInputs, Weighing, learning_rates, loss_holders, trainable_parts
+from .weighing import Joint, KeptInputs, OfOutput, Weighing, learning_rates, loss_holders, trainable_parts
 
 _all_ = ['meta_losses', 'per_sample', 'sample_losses', 'History', 'Curriculum', 'gce_loss', 'mae_loss']
 
@@ -34,7 +34,9 @@ def _refuse_edits(learn):
     given = copied((learn.pred, *learn.yb))
     tensors = [o for o in given if isinstance(o, Tensor)]
     versions = [o._version for o in tensors]
-    with torch.no_grad(), seeded(0, {o.device for o in tensors}): learn.loss_func(*given)
+    try:
+        with torch.no_grad(), seeded(0, {o.device for o in tensors}): learn.loss_func(*given)
+    except Exception: pass  # it may not take what it has edited once
     if versions != [o._version for o in tensors]:
         raise ValueError('RiskMetric comes after the loss, and this loss edits its predictions or targets in place: let it work on copies, '
                          'as with pred.sigmoid() in place of pred.sigmoid_()')
@@ -201,9 +203,9 @@ class MetaRisk(Learned):
     def _hypergradient(self, batch):
         "Target risk on the next validation batch, and its derivative for the logits"
         given, model, group = self.given, self._joint(), process_group(self.model)
-        own, meta_loss = given.function(self.losses_of, self.pred), given.function(self._meta_loss(), self.pred)
-        args = (model, self.reducer, self.risk, lambda *o: batch.own * own(*o), self._inner_batches(group),
-                self.batches.valid(self.drawn), self.rates(model))
+        own, meta_loss = OfOutput(self.losses_of, given, self.pred, batch.own), OfOutput(self._meta_loss(), given, self.pred)
+        args = (model, self.reducer, self.risk, own, self._inner_batches(group),
+                of_class(self.batches.valid(self.drawn), self.xb), self.rates(model))
         self.drawn += 1
         kwargs = dict(meta_loss=meta_loss, group=group, generator=torch.default_generator)
         with given.placed():
@@ -216,7 +218,7 @@ class MetaRisk(Learned):
     def _inner_batches(self, group):
         "The K batches of the inner steps"
         now = [] if self.fresh else [((self._inputs and self._inputs.x) or self.xb, self.given.y)]
-        return now + [self.batches.fresh(group) for _ in range(self.n_inner - len(now))]
+        return now + [of_class(self.batches.fresh(group), self.xb) for _ in range(self.n_inner - len(now))]
 
     def _loss_parts(self): return trainable_parts(unwrapped(self.model), [*self.own_holders, *self.other_holders])
 
