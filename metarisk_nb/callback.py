@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader as TorchLoader, RandomSampler, SequentialSampler
 
-from .hypergrad import NoDerivative, _spread, _summed, hypergradient, methods
+from .hypergrad import NoDerivative, spread, summed, hypergradient, methods
 from .reducer import SortedReducer
 from .risk import Spectral, as_risk, check_whole, ess_share
 
@@ -166,7 +166,7 @@ class _Weighing(Callback):
         "The losses of all processes, of which this one's carry a gradient: times the processes, since gradients are averaged"
         group, own = self._group, l.clone()
         own.register_hook(lambda g: group.size() * g)
-        return torch.where(_spread(torch.ones_like(l), group) > 0, _spread(own, group), _summed([_spread(l, group)], group)[0])
+        return torch.where(spread(torch.ones_like(l), group) > 0, spread(own, group), summed([spread(l, group)], group)[0])
 
 class BatchRisk(_Weighing):
     "Train on a hand-made risk of each batch (the paper's batch ρ), or replay a schedule of weights"

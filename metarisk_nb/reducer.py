@@ -9,7 +9,7 @@ __all__ = ['interpolation', 'SortedReducer']
 import torch
 from torch import Tensor, nn
 
-from .risk import Spectral, check_losses, check_whole, ess_share, overlap, weigh
+from .risk import Spectral, check_losses, check_whole, ess_share, rebin, weigh
 
 # %% ../nbs/01_reducer.ipynb #ae855a60
 def interpolation(
@@ -48,7 +48,7 @@ class SortedReducer(nn.Module):
         "The learned weights of the sorted losses"
         w = self._curve().softmax(0)
         if n is None or check_whole('n', n) == self.n: return w
-        return (overlap(n, self.n).to(w) * w).sum(1)
+        return rebin(w, n)
 
     def forward(self,
         losses:Tensor, # Losses, as many as you like

@@ -7,7 +7,8 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
 from metarisk_nb.data import cnn, resnet18_32
-from metarisk_nb.hypergrad import NoDerivative, _plain_kernels, hypergradient
+from metarisk_nb.hypergrad import NoDerivative, hypergradient
+from metarisk_nb.kernels import plain_kernels
 from metarisk_nb.reducer import SortedReducer
 from metarisk_nb.risk import *
 from metarisk_nb.risk import risks
@@ -140,7 +141,7 @@ def test_exact_equals_the_unroll_for_every_target(k, risk):
 def test_exact_equals_the_unroll_for_every_architecture(k, name):
     model, g = make(name)
     args = model, g, CVaR(.3), ce, *work(k), .2
-    with _plain_kernels(): want = unroll(*args)[1]
+    with plain_kernels(): want = unroll(*args)[1]
     same(hypergradient(*args)[1], want)
 
 
@@ -150,7 +151,7 @@ def test_fused_kernels_of_single_precision(k, name):
     model, g = [o.float() for o in make(name)]
     batches, val = work(k)
     args = model, g, ExpectedValue(), ce, [(x.float(), y) for x, y in batches], (val[0].float(), val[1]), .2
-    with _plain_kernels(): want = unroll(*args)[1]
+    with plain_kernels(): want = unroll(*args)[1]
     same(hypergradient(*args)[1], want, 1e-4)
 
 
