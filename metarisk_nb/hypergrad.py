@@ -6,16 +6,17 @@
 __all__ = ['methods', 'Step', 'NoDerivative', 'hypergradient']
 
 # %% ../nbs/02_hypergrad.ipynb #2b5ae123
-import gc
 import sys
-import weakref
+
 from collections import namedtuple
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 
+from .checks import check_frozen, check_model, check_twice, raise_unknown, unknown_leaves
 from .kernels import Fused, channels_last, layout_free, plain_kernels
 from .passes import Snapshot, copied, parts, seeded
 from .processes import spread, summed
@@ -36,9 +37,10 @@ class _Passes:
         self.frozen = {n: (p, p._version) for n, p in model.named_parameters() if not p.requires_grad}
         self.renormed = [m.weight for m in model.modules() if getattr(m, 'max_norm', None) is not None and not m.weight.requires_grad]
         self.devices = {p.device for p in self.params.values()}
+        self.eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point())  # the coarsest numbers decide
         self.layout_free = layout_free(model)
         images = any(p.ndim == 4 for p in model.parameters()) and not any(torch.is_autocast_enabled(d.type) for d in self.devices)
-        self.kernels = self.own_kernels = Fused if images else nullcontext
+        self.kernels = Fused if images else nullcontext  # a pass that is differentiated once, backwards, is faster with torch's own
 
     def in_place(self, theta):
         "From each parameter to what takes its place"
@@ -56,10 +58,10 @@ class _Losses:
         self.passes, self.loss_func, self.batch, self.seed, self.group = passes, loss_func, batch, seed, group
 
     @contextmanager
-    def at(self, theta):
-        "The losses where the parameters are `theta`, to be differentiated within the block; each pass draws the same and leaves everything alone"
+    def at(self, theta, kernels=nullcontext):
+        "The losses where the parameters are `theta`, to be differentiated within the block; repeated passes draw the same"
         o, (x, y) = self.passes, map(_tuple, copied(tuple(self.batch)))
-        with o.snapshot.placed(o.in_place(theta)), seeded(self.seed, o.devices), o.kernels() as self.fused:
+        with o.snapshot.placed(o.in_place(theta)), seeded(self.seed, o.devices), kernels() as self.fused:
             l = self.loss_func(o.output(x), *y)
             if not l.ndim: raise ValueError("loss_func must give one loss per sample (such as reduction='none'), not one number")
             yield spread(l.flatten().as_subclass(Tensor), self.group)
@@ -74,62 +76,57 @@ class NoDerivative(RuntimeError):
 
 def _attempt(passes, *ways):
     "Try each way as it is, with plain kernels, and without kernels of our own; the first result counts"
-    tries = [(passes.own_kernels, nullcontext), (passes.own_kernels, plain_kernels), (nullcontext, plain_kernels)]
+    tries = [(passes.kernels, nullcontext), (passes.kernels, plain_kernels), (nullcontext, plain_kernels)]
     for way in ways:
-        for own, kernels in tries if passes.own_kernels is Fused else tries[:2]:
-            passes.kernels = own
+        for kernels, torchs in tries if passes.kernels is Fused else tries[:2]:
             try:
-                with kernels(): return way()
+                with torchs(): return way(kernels)
             except torch.OutOfMemoryError: raise
             except RuntimeError as e: error = e
-            finally: passes.kernels = passes.own_kernels
     raise NoDerivative("the model has an operation without the derivative that this method needs: "
                        f"use method='finite_difference', which runs ordinary passes only ({error})") from error
+
+def _checked(step, v, l, dl):
+    "`dl`; NotImplementedError where it contradicts the gradient of the forward sweep, ValueError where a repeated pass gives other losses"
+    if torch.is_autocast_enabled(l.device.type) or not dl.isfinite().all(): return dl
+    tf32 = l.device.type == 'cuda' and torch.backends.cudnn.allow_tf32  # convolutions with 10 bits
+    wide = max(step.losses.passes.eps, 1e-3 if tf32 else 0.)**.5
+    if not torch.allclose(l.detach(), step.l, rtol=wide, atol=wide, equal_nan=True):
+        raise ValueError('a repeated pass gives other losses: is there randomness outside torch, random and numpy, or a state out of sight?')
+    inner = sum((g * u).sum().to(dl) for g, u in zip(step.g, v))
+    if abs(weighted_sum(step.a, dl) - inner) > wide * _norm(step.g) * _norm(v):
+        raise NotImplementedError("forward mode contradicts the backward pass, as with torch.no_grad() or hooks on gradients")
+    return dl
+
+def _norm(ts): return torch.stack([t.detach().norm().float() for t in ts]).norm()
 
 def _leaves(theta): return [t.detach().requires_grad_() for t in theta]
 
 def _grad(y, xs, **kwargs): return torch.autograd.grad(y, xs, materialize_grads=True, allow_unused=True, **kwargs)
 
-def _forward(step, v):
+def _forward(step, v, kernels):
     "Derivative of each loss along `v`: one forward-mode pass"
-    with torch.no_grad(), fwd.dual_level(), step.losses.at([fwd.make_dual(t.detach(), u) for t, u in zip(step.theta, v)]) as dual:
+    with torch.no_grad(), fwd.dual_level(), step.losses.at([fwd.make_dual(t.detach(), u) for t, u in zip(step.theta, v)], kernels) as dual:
         l, dl = fwd.unpack_dual(dual)
-        return torch.zeros_like(l) if dl is None else dl
+        return _checked(step, v, l, torch.zeros_like(l) if dl is None else dl)
 
-def _nodes(*last):
-    "All nodes of an autograd graph, from its last ones"
-    seen, todo = set(), [*last]
-    while todo:
-        if (o := todo.pop()) is None or o in seen: continue
-        seen.add(o)
-        todo += [p for p, _ in o.next_functions]
-    return seen
-
-def _check_twice(grads):
-    "NotImplementedError where the gradients are not those of a function that can be differentiated again"
-    if any(o.name() == 'torch::autograd::Error' for o in _nodes(*[g.grad_fn for g in grads])):
-        raise NotImplementedError('a function is marked once_differentiable')
-    if any(not g.requires_grad and g.any() for g in grads):
-        raise NotImplementedError("a function's backward pass is cut off from the graph")
-
-def _twice(step, v):
-    "The same derivatives and the product of the Hessian with `v`, by differentiating twice"
+def _twice(step, v, hessian, kernels):
+    "The same derivatives, and the product of the Hessian with `v` where it is wanted, by differentiating twice"
     theta, a = _leaves(step.theta), step.a.detach().requires_grad_()
-    with step.losses.at(theta) as l:
+    with step.losses.at(theta, kernels) as l:
         with step.losses.unread(): grads = _grad(weighted_sum(a, l), theta, create_graph=True)
-        _check_twice(grads)
-        grads, v = zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
-        *hv, dl = _grad(grads, [*theta, a], grad_outputs=v)
-    return dl, hv
+        check_twice(grads)
+        v_all, (grads, v) = v, zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
+        dl, *hv = _grad(grads, [a, *theta] if hessian else [a], grad_outputs=v)
+        return _checked(step, v_all, l, dl), hv
 
 def _along(step, v):
     "Derivative of each loss along `v`, by the first way that the model allows"
-    ones = step._replace(a=torch.ones_like(step.l))
-    return _attempt(step.losses.passes, lambda: _forward(step, v), lambda: _twice(ones, v)[0])
+    return _attempt(step.losses.passes, partial(_forward, step, v), lambda kernels: _twice(step, v, False, kernels)[0])
 
 def _exact(step, v, hessian):
     "No approximation: forward mode, and double backward where the Hessian is needed"
-    return _attempt(step.losses.passes, lambda: _twice(step, v)) if hessian else (_along(step, v), None)
+    return _attempt(step.losses.passes, partial(_twice, step, v, True)) if hessian else (_along(step, v), None)
 
 # %% ../nbs/02_hypergrad.ipynb #b3654fa4
 def _first_order(step, v, hessian):
@@ -137,13 +134,11 @@ def _first_order(step, v, hessian):
     return _along(step, v), None
 
 # %% ../nbs/02_hypergrad.ipynb #6db05ec4
-def _norm(ts): return torch.stack([t.detach().norm().float() for t in ts]).norm()
-
 def _finite_difference(step, v, hessian):
     "One more point along `v`: differences of the losses, and of the gradient where the Hessian is needed, to those of the forward sweep"
-    eps = max(torch.finfo(t.dtype).eps for t in (*step.theta, step.l))  # the coarsest numbers of a mixed model decide
+
     size = (_norm(step.theta) or 1.) * (10 if hessian else 1)  # a gradient jumps at a kink, a loss does not
-    h = eps**.5 * size / (_norm(v) + torch.finfo(torch.float32).tiny)
+    h = step.losses.passes.eps**.5 * size / (_norm(v) + torch.finfo(torch.float32).tiny)
     moved = _leaves(torch._foreach_add([t.detach() for t in step.theta], torch._foreach_mul(v, h)))
     with torch.set_grad_enabled(hessian), step.losses.at(moved) as m:
         hv = [(p - q) / h for p, q in zip(_grad(weighted_sum(step.a, m), moved), step.g)] if hessian else None
@@ -152,31 +147,6 @@ def _finite_difference(step, v, hessian):
 methods = dict(exact=_exact, first_order=_first_order, finite_difference=_finite_difference)
 
 # %% ../nbs/02_hypergrad.ipynb #12e06f43
-def _refuse_unknown(l, theta):
-    "Raise if the graph of the losses has reentrant checkpoints; its leaves other than `theta`, each with a weak reference"
-    nodes, known = _nodes(l.grad_fn), {*map(id, theta)}
-    if any(o.name() == 'CheckpointFunctionBackward' for o in nodes):
-        raise RuntimeError('the model uses gradient checkpointing with use_reentrant=True, which torch.autograd.grad cannot differentiate: pass use_reentrant=False to '
-                           "torch.utils.checkpoint (in transformers: gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': False}))")
-    leaves = [o.variable for o in nodes if o.name() == 'torch::autograd::AccumulateGrad']
-    return [(weakref.ref(t), tuple(t.shape)) for t in leaves if id(t) not in known]
-
-def _raise_unknown(leaves):
-    "Raise if one of these leaves has outlived its pass: it is no intermediate result then, but a parameter"
-    if any(ref() is not None for ref, _ in leaves): gc.collect()
-    if shapes := [shape for ref, shape in leaves if ref() is not None]:
-        raise ValueError(f"the loss depends on tensors that require a gradient and are not among model.parameters(), of shapes {shapes}: the inner steps would leave them out. "
-                         "Register them (nn.Parameter, nn.ParameterList; for a loss with weights, a module that holds network and loss), or freeze them with requires_grad_(False)")
-
-def _refuse_model(model):
-    if scripted := [n or 'the model' for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]:
-        raise TypeError(f'TorchScript modules keep their parameters out of reach ({scripted[0]}): pass the module as it was before torch.jit.script or trace')
-    if not any(p.requires_grad for p in model.parameters()): raise ValueError('model has no parameter that requires a gradient')
-
-def _check_frozen(passes):
-    if edited := [n for n, (p, version) in passes.frozen.items() if p._version != version]:
-        raise RuntimeError(f'the model has edited its frozen parameters {edited} in a forward pass, so they could not be left as they were: make them buffers')
-
 def _rates(lr, names):
     "The learning rate of each named parameter"
     if not isinstance(lr, dict): return [lr] * len(names)
@@ -188,41 +158,42 @@ def _seeds(n, generator):
     if generator is None: generator = torch.Generator().set_state(torch.get_rng_state())
     return [int(torch.randint(2**31, (), generator=generator)) for _ in range(n)]
 
-Step = namedtuple('Step', 'losses theta a order w l g') # An inner step as the way back needs it: where it began, the weight of each sample, its order, weights and losses, and the gradient
+# An inner step as the way back needs it: where it began, each sample's weight, the order, the weights, the losses, the gradient
+Step = namedtuple('Step', 'losses theta a order w l g')
 
 def _inner_step(losses, theta, reducer):
     "The losses at `theta`, their weights and their weighted gradient"
     theta = _leaves(theta)
     with losses.at(theta) as l:
-        unknown = _refuse_unknown(l, theta)
+        unknown = unknown_leaves(l, theta)
         order = summed([l.detach()], losses.group)[0].argsort(descending=True, stable=True)
         w = reducer.weights(len(l))
         a = torch.empty_like(l).scatter(0, order, w.detach().to(l))
         g = _grad(weighted_sum(a, l), theta)
         step = Step(losses, theta, a, order, w, l.detach(), g)
     del l
-    _raise_unknown(unknown)
+    raise_unknown(unknown)
     return step
 
 def _target(losses, theta, risk):
     "The target risk at `theta` and its gradient"
     theta = _leaves(theta)
     with losses.at(theta) as l:
-        unknown = _refuse_unknown(l, theta)
+        unknown = unknown_leaves(l, theta)
         value = risk(l)
         lam = _grad(value, theta)
     value = value.detach()
     del l
-    _raise_unknown(unknown)
+    raise_unknown(unknown)
     return value, lam
 
-def _sweep_forward(inner, theta, reducer, lrs, keep):
+def _sweep_forward(inner, theta, reducer, lrs):
     "Take the inner steps: all of them, and where they lead"
     steps = []
     for losses in inner:
         step = _inner_step(losses, theta, reducer)
         theta = torch._foreach_sub([t.detach() for t in step.theta], torch._foreach_mul(summed(step.g, losses.group), lrs))
-        steps.append(step if keep else step._replace(g=None))
+        steps.append(step)
     return steps, theta
 
 def _sweep_back(steps, lam, lrs, method):
@@ -247,23 +218,24 @@ def hypergradient(
     method='exact',    # 'exact', 'first_order' or 'finite_difference'
     meta_loss=None,    # Per-sample loss on `val_batch`; `loss_func` when None
     group=None,        # Process group whose processes hold a training batch in parts of one size, and all of `val_batch`
-    generator=None,    # torch.Generator that draws a seed for the random choices of each batch; None: from the global stream, which isn't moved
+    generator=None,    # torch.Generator that draws a seed per batch for its random choices; None: as the global stream would, which stays
 )->tuple[Tensor, Tensor]: # Target risk after the inner steps (0-d), and its gradient, shaped as `reducer.logits`
     """Target risk on `val_batch` after K weighted SGD steps, and its derivative for the reducer's logits (paper, Eq. 2 and 3)
 
-    Raises ValueError for bad arguments and for parameters that the model does not know, TypeError for TorchScript, RuntimeError for reentrant checkpoints, and `NoDerivative` where `method` does not suffice."""
+    Raises ValueError for bad arguments and parameters that the model does not know, TypeError for TorchScript, RuntimeError for
+    reentrant checkpoints and edited frozen parameters, `NoDerivative` where the model lacks a derivative that `method` needs."""
     if method not in methods: raise ValueError(f'method must be one of {", ".join(methods)}, got {method!r}')
     if not len(train_batches): raise ValueError('train_batches is empty: at least one inner step is needed')
-    _refuse_model(model)
+    check_model(model)
     passes = _Passes(model, loss_func, meta_loss)
     lrs, seeds = _rates(lr, passes.params), _seeds(len(train_batches) + 1, generator)
     inner = [_Losses(passes, loss_func, b, seed, group) for b, seed in zip(train_batches, seeds)]
     with torch.enable_grad(), _uncompiled():
         theta = [p.detach().clone() for p in passes.params.values()]
-        steps, theta = _sweep_forward(inner, theta, reducer, lrs, keep=method == 'finite_difference')
+        steps, theta = _sweep_forward(inner, theta, reducer, lrs)
         value, lam = _target(_Losses(passes, meta_loss or loss_func, val_batch, seeds[-1]), theta, risk)
         ws, dws = _sweep_back(steps, lam, lrs, method)
         grad = torch.autograd.grad(ws, reducer.logits, dws)[0]
-    _check_frozen(passes)
+    check_frozen(passes.frozen)
     if group is not None: grad = summed([grad], group)[0] / group.size()  # a last bit must not part the processes
     return value, grad

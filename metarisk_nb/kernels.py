@@ -65,18 +65,14 @@ class NormBack(Function):
         k = -r * (of_dx * sw + r * w * for_w) / n  # multiples of x-hat, its own and those within P dx
         return for_g, for_x.addcmul_(x, _channel(k, x)).sub_(_channel(of_dx * sb / n + k * mean, x)), for_w, None, None, None
 
-# %% ../nbs/parts/kernels.ipynb #c58ba910
-def _in_backward():
-    "Does autograd run a backward pass now, in which gradient checkpointing repeats a forward pass?"
-    return torch._C._current_graph_task_id() != -1
-
+# %% ../nbs/parts/kernels.ipynb #8deefdc7
 class Conv(Function):
     "Convolution without a bias; `how` are stride, padding, dilation, transposed, output padding, groups"
     @staticmethod
     def forward(ctx, x, w, how, mode):
         ctx.save_for_backward(x, w)
         ctx.save_for_forward(x, w)
-        ctx.how, ctx.mode, ctx.may_skip = how, mode, w.is_leaf and not _in_backward()
+        ctx.how, ctx.mode, ctx.may_skip = how, mode, w.is_leaf
         return _op.convolution(x, w, None, *how)
     @staticmethod
     def jvp(ctx, dx, dw, *_):
@@ -122,12 +118,15 @@ def _batch_norm(mode, input, running_mean, running_var, weight=None, bias=None, 
 
 _fused = {F.conv2d: _conv2d, F.batch_norm: _batch_norm}
 
+# What packs the tensors that autograd saves. Gradient checkpointing does, and runs its layers again without this mode
+_packs = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', lambda ignore_tracing: None)
+
 class Fused(TorchFunctionMode):
     "A block in which convolutions and batch norms of images are those above, where the call fits them"
     skips = False
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        fused = func in _fused and _fused[func](self, *args, **kwargs)
+        fused = func in _fused and not _packs(True) and _fused[func](self, *args, **kwargs)
         return fused if isinstance(fused, Tensor) else func(*args, **kwargs)
 
     @contextmanager
@@ -147,8 +146,9 @@ def plain_kernels():
     finally: torch.backends.mkldnn.enabled = was
 
 # %% ../nbs/parts/kernels.ipynb #92ac89fd
-_any_layout = {o.forward for o in (nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.MaxPool2d,
-                                   nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Linear, nn.BatchNorm1d)}
+_any_layout = {o.forward for o in (
+    nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.Linear, nn.Flatten,
+    nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)}
 
 def layout_free(
     model:nn.Module, # Any model

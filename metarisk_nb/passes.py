@@ -22,8 +22,10 @@ from torch import Tensor, nn
 def _twin(t):
     "A copy of a tensor in its own memory layout"
     if isinstance(t, nn.Parameter) or (t.is_leaf and t.requires_grad): return t
+    if t.layout != torch.strided or t.is_nested: return t.clone()
+    if any(step == 0 and n > 1 for step, n in zip(t.stride(), t.shape)): return t
     new = t.clone()
-    if t.layout != torch.strided or t.is_nested or new.stride() == t.stride() or 0 in t.stride(): return new
+    if new.stride() == t.stride(): return new
     return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device).as_subclass(type(t)).copy_(t)
 
 def _stream(o):

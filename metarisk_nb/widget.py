@@ -7,72 +7,27 @@ __all__ = ['RiskExplorer', 'SpectrumDesigner', 'stored_runs', 'CurriculumPlayer'
 
 # %% ../nbs/07_widget.ipynb #3240a925
 import gzip
-import html
-import io
 import json
-import time
-from base64 import b64encode
 from functools import lru_cache
 from pathlib import Path
 
 import ipywidgets as W
-import matplotlib.figure as mf
 import numpy as np
 import torch
-from fastai.callback.core import Callback
-from IPython.display import display
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import metarisk_nb
+from .panel import MetaRiskPanel
+from .plot import palette, plot_losses, plot_scores, plot_weights
 from .risk import Spectral, as_risk, ess_share, risks
-from .callback import MetaRisk
-from .study import _hash, _read
-from .plot import _array, palette, plot_losses, plot_scores, plot_weights
+from .lab.run import digest
+from .lab.store import read_record
+from .view import WidgetView, fixed_figure
 
-# %% ../nbs/07_widget.ipynb #35dedc05
-def _img(fig, alt):
-    "A figure as HTML, for eyes and for screen readers"
-    with io.BytesIO() as f:
-        FigureCanvasAgg(fig).print_png(f)
-        data = b64encode(f.getvalue()).decode()
-    return f'<img alt="{html.escape(alt)}" style="max-width:100%;height:auto" src="data:image/png;base64,{data}">'
-
-def _figure(width, height, left=.65, wspace=.3):
-    "A figure with fixed margins, in inches: a layout that measures all labels would take half of the time"
-    fig = mf.Figure(figsize=(width, height), dpi=80)
-    fig.subplots_adjust(left=left / width, bottom=.55 / height, right=1 - .25 / width, top=1 - .35 / height, wspace=wspace, hspace=.6)
-    return fig
-
-class _View(W.VBox):
-    "Controls, a picture and the same in words, made anew when a control moves; a subclass defines `figure` and `words`"
-    def __init__(self,
-        *rows,    # Widgets, or tuples of widgets that stand side by side
-        controls, # Those of the widgets that change the picture
-    ):
-        self.picture, self.text = W.HTML(), W.HTML()
-        rows = [W.HBox(o, layout=W.Layout(flex_flow='row wrap')) if isinstance(o, tuple) else o for o in rows]
-        super().__init__([*rows, self.picture, self.text])
-        for o in controls: o.observe(self.draw, 'value')
-        self.draw()
-
-    def figure(self)->mf.Figure:
-        "The picture as it stands"
-        raise NotImplementedError
-
-    def words(self)->str:
-        "What the picture says"
-        raise NotImplementedError
-
-    def __repr__(self): return self.words()
-
-    def draw(self, _=None):
-        "Make picture and words anew"
-        words = self.words()
-        self.picture.value = _img(self.figure(), words)
-        self.text.value = f'<p role="status" style="line-height:1.4">{html.escape(words)}</p>'
+_all_ = ['MetaRiskPanel']
 
 # %% ../nbs/07_widget.ipynb #f6b1cf4b
-_ranges = dict(alpha=(.05, 1, .3), a=(0, 1, .4), b=(0, 1, .3), c=(0, 1, .1), t=(-2, 5, 1), r=(1, 10, 2))  # Parameter -> lowest, highest, first value
+# Parameter -> lowest, highest, first value
+_ranges = dict(alpha=(.05, 1, .3), a=(0, 1, .4), b=(0, 1, .3), c=(0, 1, .1), t=(-2, 5, 1), r=(1, 10, 2))
 
 def _slider(x, lo, hi, step=.05, **kw): return W.FloatSlider(x, min=lo, max=hi, step=step, readout_format='.2f', **kw)
 
@@ -83,9 +38,10 @@ def _knobs(name):
 
 def _upright(values, hi, names):
     "A row of upright sliders"
-    return tuple(_slider(x, 0, hi, .1, orientation='vertical', description=n, layout=W.Layout(height='150px', width='62px')) for x, n in zip(values, names))
+    layout = W.Layout(height='150px', width='62px')
+    return tuple(_slider(x, 0, hi, .1, orientation='vertical', description=n, layout=layout) for x, n in zip(values, names))
 
-class RiskExplorer(_View):
+class RiskExplorer(WidgetView):
     "Which of ten losses count for a risk, and how much"
     def __init__(self,
         losses=(.4, 2.1, .2, 3.4, .9, .1, 1.3, .6, 2.7, .3), # Losses to begin with, in [0, 5]
@@ -93,7 +49,8 @@ class RiskExplorer(_View):
     ):
         if risk not in risks: raise ValueError(f'risk must be one of {", ".join(risks)}, got {risk!r}')
         l = np.asarray(losses, float)
-        if l.ndim != 1 or not l.size or not ((l >= 0) & (l <= 5)).all(): raise ValueError(f'losses must be numbers in [0, 5], got {losses!r}')
+        if l.ndim != 1 or not l.size or not ((l >= 0) & (l <= 5)).all():
+            raise ValueError(f'losses must be numbers in [0, 5], got {losses!r}')
         self.name = W.Dropdown(options=list(risks), value=risk, description='risk')
         self.knobs, self.losses = {k: _knobs(k) for k in risks}, _upright(l, 5, [f'loss {i+1}' for i in range(len(l))])
         knobs = sum(self.knobs.values(), [])
@@ -105,7 +62,7 @@ class RiskExplorer(_View):
         return risks[self.name.value](*(round(o.value, 2) for o in self.knobs[self.name.value]))
 
     def draw(self, _=None):
-        "Make picture and words anew, and show the knobs of this risk alone"
+        "Draw again, and show only the knobs of this risk"
         for k, knobs in self.knobs.items():
             for o in knobs: o.layout.display = None if k == self.name.value else 'none'
         super().draw()
@@ -121,8 +78,9 @@ class RiskExplorer(_View):
     def _l(self): return torch.tensor([round(o.value, 1) for o in self.losses], dtype=torch.float64)
 
     def figure(self):
+        "The sorted losses, the weights of their places, and each sample's share of the gradient"
         l, order = self._l, self._l.argsort(descending=True, stable=True)
-        fig = _figure(11, 2.9)
+        fig = fixed_figure(11, 2.9)
         axs = fig.subplots(1, 3)
         colors = [palette['learned'] if o > 1e-3 else palette['plain'] for o in self.shares]
         plot_losses(l[order], axs[0], 'the losses, sorted', color=[colors[i] for i in order])
@@ -135,22 +93,25 @@ class RiskExplorer(_View):
         return fig
 
     def words(self):
+        "The risk beside the mean, and each sample's share of the gradient"
         l, s = self._l, self.shares
         each = ', '.join(f'{i+1}: {100*x:.0f}%' for i, x in enumerate(s.tolist()))
         return f'{self.risk} = {self.risk(l):.3f}; the mean is {l.mean():.3f}. Shares of the gradient: {each}.'
 
 # %% ../nbs/07_widget.ipynb #abe51006
-class SpectrumDesigner(_View):
+class SpectrumDesigner(WidgetView):
     "Draw the weights of a risk with a few handles; `risk` is the `Spectral` that has them"
     def __init__(self,
         heights=(3., 2., 1., .5, 0.), # Heights to begin with, in [0, 5], evenly spaced from the worst to the best loss
         n=100,                        # Places of a batch to draw
     ):
         h = np.asarray(heights, float)
-        if h.ndim != 1 or h.size < 2 or not ((h >= 0) & (h <= 5)).all(): raise ValueError(f'heights must be two or more numbers in [0, 5], got {heights!r}')
+        if h.ndim != 1 or h.size < 2 or not ((h >= 0) & (h <= 5)).all():
+            raise ValueError(f'heights must be two or more numbers in [0, 5], got {heights!r}')
         self.n, places = n, np.linspace(0, 100, len(h))
         self.handles = _upright(h, 5, [f'{p:.0f}%' for p in places])
-        self.beside = W.Dropdown(options=['expected', 'cvar:.1', 'cvar:.5', 'icvar:.1', 'icvar:.5', 'trimmed:.1', 'trimmed:.3', 'human'], value='cvar:.5', description='beside')
+        known = ['expected', 'cvar:.1', 'cvar:.5', 'icvar:.1', 'icvar:.5', 'trimmed:.1', 'trimmed:.3', 'human']
+        self.beside = W.Dropdown(options=known, value='cvar:.5', description='beside')
         super().__init__(self.beside, self.handles, controls=(self.beside, *self.handles))
 
     @property
@@ -161,16 +122,20 @@ class SpectrumDesigner(_View):
         return Spectral.from_weights(w / w.sum())
 
     def figure(self):
-        fig = _figure(6, 3)
+        "The weights as drawn, and the outline of the known risk beside them"
+        fig = fixed_figure(6, 3)
         ax = plot_weights(self.risk.weights(self.n), fig.subplots())
-        ax.stairs(as_risk(self.beside.value).weights(self.n) * self.n, np.linspace(0, 100, self.n + 1), color='.25', lw=1.6, label=self.beside.value)
+        beside = as_risk(self.beside.value).weights(self.n) * self.n
+        ax.stairs(beside, np.linspace(0, 100, self.n + 1), color='.25', lw=1.6, label=self.beside.value)
         ax.legend(frameon=False)
         return fig
 
     def words(self):
+        "How concentrated the weights are, and how much of them the known risk shares"
         w, v = self.risk.weights(self.n), as_risk(self.beside.value).weights(self.n)
         tenth = -(-self.n // 10)
-        return (f'The worst tenth has {100 * w[:tenth].sum():.0f}% of the weight, the best {100 * w[-tenth:].sum():.0f}%; effective sample size {100 * ess_share(w):.0f}% of the batch; '
+        return (f'The worst tenth has {100 * w[:tenth].sum():.0f}% of the weight, the best {100 * w[-tenth:].sum():.0f}%; '
+                f'effective sample size {100 * ess_share(w):.0f}% of the batch; '
                 f'{100 * torch.minimum(w, v).sum():.0f}% of the weight lies where {self.beside.value} has it.')
 
 # %% ../nbs/07_widget.ipynb #8f1f404b
@@ -180,7 +145,8 @@ def _slim(rec):
     run = {k: c[k] for k in ('study', 'data', 'objective', 'method', 'noise', 'clean_valid', 'valid_share', 'shift', 'seed')}
     run |= dict(test_acc=round(f['test_acc'], 3), test_risk=float(f"{f['test_risk']:.4g}"), meta=c['meta'])
     if c['seed'] or 'test_acc' not in trace[0]: return run
-    run |= dict(step=[o['step'] for o in trace], acc=[round(o['test_acc'], 2) for o in trace], risk=[float(f"{o['test_risk']:.3g}") for o in trace])
+    run |= dict(step=[o['step'] for o in trace], acc=[round(o['test_acc'], 2) for o in trace],
+                risk=[float(f"{o['test_risk']:.3g}") for o in trace])
     if 'wrong' in trace[0]: run['wrong'] = [trace[0]['wrong'], trace[-1]['wrong']]
     if 'weights' in rec: run |= dict(steps=rec['steps'], weights=rec['weights'])
     return run
@@ -190,39 +156,42 @@ def _slim(rec):
 def _bundled():
     fn = Path(metarisk_nb.__file__).parent/'data'/'results.json.gz'
     rec = json.loads(gzip.decompress(fn.read_bytes()))
-    if rec['check'] != _hash(rec['runs']): raise ValueError(f'{fn} is damaged: install metarisk_nb again')
+    if rec['check'] != digest(rec['runs']): raise ValueError(f'{fn} is damaged: install metarisk_nb again')
     return rec['runs']
 
 def stored_runs(
     folder=None, # Of a study's records, such as `nbs/results/risk`; the runs that ship with the package by default
     **where,     # Values to pick by: method='learned', objective='cvar'; a list for several
-)->list:         # A dict for each run: settings, `test_acc` (%), `test_risk`; of seed 0 also `step`, `acc`, `risk`, `steps`, `weights`, `wrong`
+)->list:         # Dicts with settings, `test_acc` (%), `test_risk`; of seed 0 also `step`, `acc`, `risk`, `steps`, `weights`, `wrong`
     "Runs for the views; ValueError where there is none"
-    runs = _bundled() if folder is None else [_slim(o) for fn in sorted(Path(folder).glob('*.json')) if (o := _read(fn))]
+    runs = _bundled() if folder is None else [_slim(o) for fn in sorted(Path(folder).glob('*.json')) if (o := read_record(fn))]
     for k, v in where.items(): runs = [o for o in runs if o[k] in (v if isinstance(v, (list, tuple, set)) else [v])]
-    if not runs: raise ValueError(f"no stored run in {folder or 'the package'} has {', '.join(f'{k}={v!r}' for k, v in where.items()) or 'these settings'}")
-    return runs
+    if runs: return runs
+    asked = ', '.join(f'{k}={v!r}' for k, v in where.items()) or 'these settings'
+    raise ValueError(f"no stored run in {folder or 'the package'} has {asked}")
 
 # %% ../nbs/07_widget.ipynb #52845a1e
 def _label(run, but=()):
     "A run in a few words; not what all runs share"
     pct = lambda k, what: f'{100 * run[k]:g}% {what}' if run[k] else ''
     words = {k: run[k] for k in ('study', 'data', 'objective', 'method')} | dict(
-        meta=' '.join(f'{k}={v}' for k, v in run['meta'].items()), noise=pct('noise', 'labels drawn anew'), clean_valid='clean validation' * run['clean_valid'],
-        valid_share=pct('valid_share', 'of the data for it'), shift=f"{run['shift']} shift" * (run['shift'] != 'none'), seed=f"seed {run['seed']}")
+        meta=' '.join(f'{k}={v}' for k, v in run['meta'].items()), noise=pct('noise', 'labels drawn anew'),
+        clean_valid='clean validation' * run['clean_valid'], valid_share=pct('valid_share', 'of the data for it'),
+        shift=f"{run['shift']} shift" * (run['shift'] != 'none'), seed=f"seed {run['seed']}")
     return ', '.join(v for k, v in words.items() if v and k not in but)
 
 def _at(run, step):
     "Weights of a run at the last stored step up to `step`"
     return np.array(run['weights'][max(np.searchsorted(run['steps'], step, 'right') - 1, 0)])
 
-class CurriculumPlayer(_View):
+class CurriculumPlayer(WidgetView):
     "Learned weights through training, beside the target's, with accuracy and risk of the test set; two runs side by side"
     def __init__(self,
         runs=None, # As from `stored_runs`; those that ship with the package by default
     ):
         given = ('study', 'data', 'objective', 'noise', 'clean_valid', 'valid_share', 'shift', 'seed')
-        runs = sorted([o for o in (stored_runs() if runs is None else runs) if 'weights' in o], key=lambda o: [o[k] or 0 for k in (*given, 'method')])
+        runs = [o for o in (stored_runs() if runs is None else runs) if 'weights' in o]
+        runs = sorted(runs, key=lambda o: [o[k] or 0 for k in (*given, 'method')])
         if not runs: raise ValueError('runs must hold at least one with weights: learned or paper, seed 0')
         same = [k for k in given if len({o[k] for o in runs}) == 1]
         options, last = [(_label(o, same), i) for i, o in enumerate(runs)], max(o['steps'][-1] for o in runs)
@@ -238,16 +207,20 @@ class CurriculumPlayer(_View):
     def chosen(self): return self.runs[self.a.value], self.runs[self.b.value]
 
     def figure(self):
-        fig, (a, b), step = _figure(11, 5, wspace=.9), self.chosen, self.step.value
+        "The target's weights and those of both runs at the step, over the curves of the test set"
+        fig, (a, b), step = fixed_figure(11, 5, wspace=.9), self.chosen, self.step.value
         axs = fig.subplot_mosaic([['t', 't', 'a', 'a', 'b', 'b'], ['acc', 'acc', 'acc', 'risk', 'risk', 'risk']])
         target = as_risk(a['objective'])
         if isinstance(target, Spectral): plot_weights(target.weights(100), axs['t'], f"target: {a['objective']}", color=palette['plain'])
-        else: axs['t'].set_axis_off(); axs['t'].text(.5, .5, f"{a['objective']}: its weights\nhang on the losses", ha='center', va='center')
+        else:
+            axs['t'].set_axis_off()
+            axs['t'].text(.5, .5, f"{a['objective']}: its weights\ndepend on the losses", ha='center', va='center')
         top = 1.05 * max(len(r['weights'][0]) * np.max(r['weights']) for r in (a, b))
         for k, r in (('a', a), ('b', b)):
             plot_weights(_at(r, step), axs[k], f"{k.upper()}: {r['method']}, step {step}", color=palette[r['method']])
             axs[k].set_ylim(0, top)
-            for name in ('acc', 'risk'): axs[name].plot(r['step'], r[name], color=palette[r['method']], ls='-' if k == 'a' else '--', marker='o', ms=4, label=k.upper())
+            look = dict(color=palette[r['method']], ls='-' if k == 'a' else '--', marker='o', ms=4, label=k.upper())
+            for name in ('acc', 'risk'): axs[name].plot(r['step'], r[name], **look)
         for name, label in (('acc', 'test accuracy (%)'), ('risk', 'test risk')):
             axs[name].axvline(step, color='.3', lw=1)
             axs[name].set(xlabel='training step', ylabel=label, xlim=(0, max(a['steps'][-1], b['steps'][-1], step)))
@@ -256,11 +229,16 @@ class CurriculumPlayer(_View):
         return fig
 
     def words(self):
-        return ' '.join(f"{k}: {_label(r)}: at step {self.step.value} the worst tenth has {100 * _at(r, self.step.value)[:10].sum():.0f}% of the weight, the best {100 * _at(r, self.step.value)[-10:].sum():.0f}%; "
-                        f"test accuracy at the end {r['acc'][-1]:.1f}%, risk {r['risk'][-1]:.3g}." for k, r in zip('AB', self.chosen))
+        "Of both runs: the weight of the worst and the best tenth at the step, accuracy and risk at the end"
+        return ' '.join(self._says(k, r) for k, r in zip('AB', self.chosen))
+
+    def _says(self, k, run):
+        w = _at(run, self.step.value)
+        return (f"{k}: {_label(run)}: at step {self.step.value} the worst tenth has {100 * w[:10].sum():.0f}% of the weight, "
+                f"the best {100 * w[-10:].sum():.0f}%; test accuracy at the end {run['acc'][-1]:.1f}%, risk {run['risk'][-1]:.3g}.")
 
 # %% ../nbs/07_widget.ipynb #46d88404
-class NoiseLab(_View):
+class NoiseLab(WidgetView):
     "Accuracy of all methods at a rate of label noise, and where the wrong labels sit among the sorted losses"
     def __init__(self,
         runs=None, # As from `stored_runs`; those of the label-noise study that ship with the package by default
@@ -271,7 +249,8 @@ class NoiseLab(_View):
         values = lambda k: sorted({o[k] for o in self.runs if 'wrong' in o})
         self.data = W.Dropdown(options=values('data')[::-1], description='data')
         self.rate = W.SelectionSlider(options=[(f'{100*o:g}%', o) for o in values('noise')], value=values('noise')[-1], description='noise')
-        self.method = W.Dropdown(options=values('method'), value='expected' if 'expected' in values('method') else values('method')[0], description='method')
+        methods = values('method')
+        self.method = W.Dropdown(options=methods, value='expected' if 'expected' in methods else methods[0], description='method')
         super().__init__((self.data, self.rate, self.method), controls=(self.data, self.rate, self.method))
 
     @property
@@ -284,74 +263,37 @@ class NoiseLab(_View):
 
     @property
     def wrong(self):
-        "Two rows, early and late in training: the share of wrong labels in 20 equal parts from the highest to the lowest losses; None where no run has them"
+        "Share of wrong labels in 20 equal parts, highest losses first, early and late in training; None where no run has it"
         key = self.data.value, self.rate.value, self.method.value
         return next((np.array(o['wrong']) for o in self.runs if 'wrong' in o and (o['data'], o['noise'], o['method']) == key), None)
 
     def figure(self):
-        fig, scores, wrong = _figure(11, 4, left=1.5, wspace=.2), self.scores, self.wrong
+        "Accuracy of each method, and the wrong labels among the sorted losses, early and late"
+        fig, scores, wrong = fixed_figure(11, 4, left=1.5, wspace=.2), self.scores, self.wrong
         left, early, late = fig.subplots(1, 3, width_ratios=[1.3, 1, 1])
         mark = lambda m: f'{m} ◀' if m == self.method.value else m
-        plot_scores({mark(m): np.mean(v) for m, v in scores.items()}, left, title='mean and sd over seeds', lo=max(min(map(min, scores.values()), default=0) - 15, 0),
-                    sd={mark(m): np.std(v, ddof=1) if len(v) > 1 else 0. for m, v in scores.items()})
+        sd = {mark(m): np.std(v, ddof=1) if len(v) > 1 else 0. for m, v in scores.items()}
+        lo = max(min(map(min, scores.values()), default=0) - 15, 0)
+        plot_scores({mark(m): np.mean(v) for m, v in scores.items()}, left, title='mean and sd over seeds', lo=lo, sd=sd)
         for ax, row, title in zip((early, late), () if wrong is None else wrong, ('early in training', 'at the end')):
             x = (np.arange(len(row)) + .5) * 100 / len(row)
             ax.bar(x, 100 * row, width=4.4, color='crimson', label='wrong label')
             ax.bar(x, 100 - 100 * row, bottom=100 * row, width=4.4, color='.8', label='right label')
-            ax.set(title=title, xlabel='% of the samples, worst … best loss', ylabel='% of the labels' * (ax is early), xlim=(0, 100), ylim=(0, 100))
-        if wrong is None: early.set_axis_off(); late.set_axis_off(); early.text(.5, .5, 'no run of this method at this rate', ha='center')
-        else: late.legend(frameon=True, loc='upper right')
+            ax.set(title=title, xlabel='% of the samples, worst … best loss', xlim=(0, 100), ylim=(0, 100))
+        early.set_ylabel('% of the labels')
+        if wrong is not None: late.legend(frameon=True, loc='upper right')
+        else:
+            for ax in (early, late): ax.set_axis_off()
+            early.text(.5, .5, 'no run of this method at this rate', ha='center')
         return fig
 
     def words(self):
+        "Accuracy of each method, and how many labels in the worse half of the losses are wrong"
         s, w, m = self.scores, self.wrong, self.method.value
         n = lambda v: f'{np.mean(v):.1f}% ({len(v)} runs)'
-        says = f'{self.data.value}, {100 * self.rate.value:g}% of labels drawn anew. ' + ', '.join(f'{k} {n(v)}' for k, v in s.items()) + '. '
+        each = ', '.join(f'{k} {n(v)}' for k, v in s.items())
+        says = f'{self.data.value}, {100 * self.rate.value:g}% of labels drawn anew. {each}. '
         if w is None: return says + f'There is no run of {m} here.'
         half = 100 * w[:, :w.shape[1] // 2].mean(1)
-        return says + f'{m}: of the labels in the worse half of the losses {half[0]:.0f}% are wrong early in training and {half[1]:.0f}% at the end.'
-
-# %% ../nbs/07_widget.ipynb #fa087096
-class MetaRiskPanel(Callback):
-    "Draw what `MetaRisk` learns while it learns, for at most about `share` of the training time"
-    order = MetaRisk.order + 10
-    def __init__(self,
-        share=.03, # Of the time since the fit began, for pictures
-    ):
-        if not 0 < share <= 1: raise ValueError(f'share must be in (0, 1], got {share}')
-        self.share, self.spent, self.drawn = share, 0., 0
-
-    def before_fit(self):
-        "Show an empty picture; not in `lr_find` and `get_preds`, where nothing is learned"
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self, 'gather_preds')
-        if not self.run: return
-        if not hasattr(self.learn, 'meta_risk'): raise RuntimeError('MetaRiskPanel draws what MetaRisk learns: add MetaRisk() to the callbacks of the Learner')
-        self.picture, self.start, self.spent, self.drawn = W.HTML(), time.perf_counter(), 0., 0
-        display(self.picture)
-
-    def after_batch(self):
-        if self.training and self.meta_risk.history and self._due: self._draw()
-
-    @property
-    def _due(self):
-        "Whether one more picture, as dear as those before, is within the share; the first always is"
-        return self.spent * (1 + 1 / max(self.drawn, 1)) <= self.share * (time.perf_counter() - self.start)
-
-    def after_fit(self): self._draw()
-
-    def figure(self)->mf.Figure:
-        "The weights so far, and the target risk on the validation batches"
-        m, fig = self.meta_risk, _figure(10, 3)
-        axs = fig.subplots(1, 2, width_ratios=[3, 2])
-        m.plot_evolution(ax=axs[0], title='weights')
-        axs[1].plot(m.history.steps, _array(m.history.values), color=palette['learned'])
-        axs[1].set(title=f'{m.risk}', xlabel='training step', ylabel='risk of validation batches')
-        axs[1].spines[['top', 'right']].set_visible(False)
-        return fig
-
-    def _draw(self):
-        start, m = time.perf_counter(), self.meta_risk
-        w = m.weights
-        self.picture.value = _img(self.figure(), f'After {m.n_step} steps the worst half of a batch has {100 * w[:len(w) // 2].sum():.0f}% of the weight')
-        self.drawn += 1
-        self.spent += time.perf_counter() - start
+        return says + (f'{m}: of the labels in the worse half of the losses {half[0]:.0f}% are wrong early in training '
+                       f'and {half[1]:.0f}% at the end.')

@@ -103,16 +103,22 @@ def translate(nb):
 
 # ------------------------------------------------------------ API pages
 
+def assigned(src):
+    "Where a source assigns each name at its top level"
+    def names(t): return [t.id] if isinstance(t, ast.Name) else [n for o in getattr(t, "elts", []) for n in names(o)]
+    found = [o for o in ast.parse(src).body if isinstance(o, (ast.Assign, ast.AnnAssign))]
+    return {n: o for o in found for t in (o.targets if isinstance(o, ast.Assign) else [o.target]) for n in names(t)}
+
+
 def values(mod):
-    "The public names of a module that are neither functions nor classes, as Markdown; smalldocs leaves them out"
+    "The public names that a module itself assigns and that are neither functions nor classes, as Markdown; smalldocs leaves them out"
     src, names = inspect.getsource(mod), {o.__name__ for o in api.own(mod)}
-    lines = src.splitlines()
-    at = {t.id: o for o in ast.parse(src).body if isinstance(o, ast.Assign) for t in o.targets if isinstance(t, ast.Name)}
+    lines, at = src.splitlines(), assigned(src)
     for n in mod.__all__:
-        if n in names: continue
+        if n in names or n not in at: continue  # what a module only hands on has its entry where it is defined
         v = getattr(mod, n)
-        says = lines[at[n].end_lineno - 1][at[n].end_col_offset:].partition("#")[2] if n in at else ""
-        above = lines[at[n].lineno - 2] if n in at else ""
+        says = lines[at[n].end_lineno - 1][at[n].end_col_offset:].partition("#")[2]
+        above = lines[at[n].lineno - 2]
         says = says.strip() or (above.lstrip("# ") if above.startswith("# ") and not re.match(r"# (%%|\.\./)", above) else "")
         kind = f"`{type(v).__name__}`" + (f" of {len(v)}" if hasattr(v, "__len__") else f", `{v!r}`" if isinstance(v, (int, float, str)) else "")
         keys = ": " + ", ".join(f"`{k!r}`" for k in v) if isinstance(v, (dict, list)) and all(isinstance(k, str) for k in v) else ""
@@ -120,16 +126,20 @@ def values(mod):
 
 
 def write_api(root, conf):
-    "One page a module, one that lists them all, and `_symbols.json` for links from names in the text"
+    "One page per module, one that lists them all, and `_symbols.json` for links from names in the text"
     api.build(api.Settings.read(root, conf))
     pkg, = conf["packages"]
     out, rows, index = root / conf["out"], [], json.loads((root / "_symbols.json").read_text())
-    for mod in api.package_modules(pkg):
-        short = mod.__name__.rpartition(".")[2]
-        page = out / f"{short}.qmd"
+    mods = api.package_modules(pkg)
+    shorts = Counter(o.__name__.rpartition(".")[2] for o in mods)
+    for mod in mods:
+        short, last = mod.__name__.removeprefix(f"{pkg}."), mod.__name__.rpartition(".")[2]
+        was, page = out / f"{last if shorts[last] == 1 else mod.__name__}.qmd", out / f"{short}.qmd"  # as smalldocs names it, and as it is named here
+        was.rename(page)
+        index = {k: v.replace(f"/{was.name}#", f"/{page.name}#") for k, v in index.items()}
         more = dict(values(mod)) if hasattr(mod, "__all__") else {}
         if not more and not api.own(mod):
-            page.unlink()  # metarisk_nb.all only hands on what the others define
+            page.unlink()  # a module like metarisk_nb.all only hands on what others define
             continue
         front = f"---\ntitle: {mod.__name__}\nsubtitle: {json.dumps(plain(api.summary(mod)))}\ncode-overflow: wrap\n---\n"
         page.write_text("\n".join([front + page.read_text().split("\n---\n", 1)[1], *more.values()]))
@@ -138,7 +148,7 @@ def write_api(root, conf):
         rows.append(f"## [{mod.__name__}]({page.name}) {{#{short}}}\n\n{api.summary(mod)}\n\n" + ", ".join(f"[`{n}`]({page.name}#{n})" for n in names) + "\n")
     (out / "index.qmd").write_text(f"---\ntitle: All names\nsubtitle: Every public name, module by module\n---\n\n`from {pkg}.all import *` brings them all.\n\n"
                                    + "\n".join(rows))
-    bare = Counter(k.split(".", 2)[2] for k in index if k.startswith(f"{pkg}."))
+    bare = Counter(v.partition("#")[2] for k, v in index.items() if k.startswith(f"{pkg}."))
     (root / "_symbols.json").write_text(json.dumps({k: v for k, v in index.items() if bare[k] < 2}))  # `measure` alone may be either module's
 
 
@@ -186,17 +196,25 @@ def check(site):
 
 # ------------------------------------------------------------ all of it
 
+def mirror(root, tmp, out):
+    "What the site is built from, in `tmp`: the notebooks translated, the rest as links"
+    for fn in root.iterdir():
+        to = tmp / fn.name
+        if fn.name in ("api", "_symbols.json") or fn.name.startswith(".") or fn.resolve() == out: continue
+        if fn.suffix == ".ipynb": to.write_text(json.dumps(translate(json.loads(fn.read_text()))))
+        elif fn.name == "nbs" or (root.name == "nbs" and any(fn.glob("*.ipynb"))):
+            to.mkdir()
+            mirror(fn, to, out)
+        else: to.symlink_to(fn)
+
+
 def build(out, root=ROOT):
     "Build the site of the project in `root` into `out`; gives the list of problems"
     if out.exists() and any(out.iterdir()) and not (out / "site_libs").is_dir(): sys.exit(f"{out} is no website: it would be emptied")
     libs = list(fetch())
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp).resolve()
-        (tmp / "nbs").mkdir()
-        for fn in [*root.iterdir(), *(root / "nbs").iterdir()]:
-            to = tmp / fn.relative_to(root)
-            if fn.suffix == ".ipynb": to.write_text(json.dumps(translate(json.loads(fn.read_text()))))
-            elif fn.name not in ("nbs", "api", "_symbols.json") and not fn.name.startswith(".") and fn.resolve() != out: to.symlink_to(fn)
+        mirror(root, tmp, out)
         project = load(tmp)
         project.config["project"]["output-dir"] = "_built"
         if conf := project.smalldocs.pop("api", None): write_api(tmp, conf)

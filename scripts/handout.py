@@ -21,11 +21,29 @@ def strip(nb):
     return nb
 
 
+def linked(fn, nb):
+    "The notebooks that the text of one leads to"
+    text = "\n".join(c["source"] for c in nb["cells"] if c["cell_type"] == "markdown")
+    return [(fn.parent / o).resolve() for o in re.findall(r"\]\((?!https?:)([^)#\s]+\.ipynb)", text)]
+
+
+def hand_out(out):
+    "All lessons and the parts they link to, with the pictures and stored runs that they need"
+    for fn in NBS.iterdir():
+        if fn.is_dir() and not fn.name.startswith(".") and not any(fn.glob("*.ipynb")):
+            shutil.copytree(fn, out / fn.name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".locks"))
+    todo, done = sorted(NBS.glob("*.ipynb")), set()
+    while todo:
+        fn = todo.pop()
+        if fn in done: continue
+        nb, to = strip(json.loads(fn.read_text(encoding="utf-8"))), out / fn.relative_to(NBS)
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_text(json.dumps(nb, indent=1, ensure_ascii=False), encoding="utf-8")
+        done.add(fn)
+        todo += linked(fn, nb)
+    return len(done)
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1] if len(sys.argv) > 1 else NBS.parent / "_handout")
-    out.mkdir(parents=True, exist_ok=True)
-    for fn in NBS.iterdir():  # pictures and stored runs too: every lesson runs there
-        to = out / fn.name
-        if fn.is_dir() and not fn.name.startswith("."): shutil.copytree(fn, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".locks"))
-        elif fn.suffix == ".ipynb": to.write_text(json.dumps(strip(json.loads(fn.read_text(encoding="utf-8"))), indent=1, ensure_ascii=False), encoding="utf-8")
-    print(f"{len(list(out.glob('*.ipynb')))} notebooks in {out}")
+    print(f"{hand_out(out)} notebooks in {out}")

@@ -35,7 +35,8 @@ def tidy(nb):
 
 
 if __name__ == "__main__":
-    for fn in (Path(__file__).resolve().parents[1] / "nbs").glob("*.ipynb"):
+    nbs = Path(__file__).resolve().parents[1] / "nbs"
+    for fn in [*nbs.glob("*.ipynb"), *nbs.glob("[!.]*/*.ipynb")]:
         old = fn.read_text(encoding="utf-8")
         new = json.dumps(tidy(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if new != old: fn.write_text(new, encoding="utf-8")

@@ -1,5 +1,6 @@
 "A small Learner and what tests ask of it"
 import warnings
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.schedule import ParamScheduler  # noqa: F401 (adds fit_one_cycle)
 from torch import nn
 
+from metarisk_nb.batches import Whole
 from metarisk_nb.data import TensorDL, TensorSet
 
 CPU = torch.device("cpu")
@@ -42,6 +44,12 @@ def state(learn): return [v.clone() for v in learn.model.state_dict().values()]
 
 
 def equal(a, b): return all(torch.equal(x, y) for x, y in zip(a, b))
+
+
+def held(cb):
+    "What a callback still holds of the data: batches, or the iterators that give them"
+    def of(o): return [v for v in vars(o).values() if isinstance(v, (Whole, Iterator))]
+    return of(cb) + (of(cb.batches) if getattr(cb, "batches", None) else [])
 
 
 def ce(pred, y): return F.cross_entropy(pred, y, reduction="none")

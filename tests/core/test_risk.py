@@ -207,12 +207,12 @@ def test_a_loss_of_zero_weight_that_is_not_finite_adds_nothing(risk, odd):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("risk", [CVaR(.1), ExpectedValue(), ICVaR(.9), Trimmed(.1), MeanVariance(.1), Extremile(3.), HumanAligned(), Entropic(.5), EVaR(.2)], ids=str)
-@pytest.mark.parametrize("n,size", [(5000, 1.), (70_000, 200.), (64, 300.)])
+@pytest.mark.parametrize("n,size", [(5000, 1.), (70_000, 200.), (64, 300.), (1000, 2e-4)])
 def test_half_precision_costs_only_the_rounding_of_the_result(risk, dtype, n, size):
     if isinstance(risk, EVaR) and n > 10_000: n = 10_000  # the reference searches a grid
     l = (size * torch.rand(n, generator=torch.Generator().manual_seed(0))).to(dtype)
     value, want = risk(l), risk(l.double())
-    assert value.dtype == dtype and abs(value.double() - want) <= 1.01 * torch.finfo(dtype).eps * abs(want), (value, want)
+    assert value.dtype == dtype and abs(value.double() - want) <= 1.01 * max(torch.finfo(dtype).eps * abs(want), torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps), (value, want)
 
 
 def test_weights_for_another_batch_size_need_no_matrix():

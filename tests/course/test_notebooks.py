@@ -1,4 +1,5 @@
 "Every notebook runs, one pytest item each; the library and the README are what the notebooks export"
+import atexit
 import copy
 import filecmp
 import importlib.util
@@ -8,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import nbclient
@@ -15,7 +17,12 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NBS = sorted((ROOT / "nbs").glob("*.ipynb"))
+LESSONS = sorted((ROOT / "nbs").glob("*.ipynb"))  # and studies, index and glossary
+PARTS = sorted((ROOT / "nbs").glob("[!.]*/*.ipynb"))  # short notebooks of rooms that are no lesson
+NBS = LESSONS + PARTS
+
+
+def name(fn): return fn.relative_to(ROOT / "nbs").with_suffix("").as_posix()
 
 
 def cli(fun, *args, cwd=ROOT):
@@ -28,9 +35,55 @@ def cli(fun, *args, cwd=ROOT):
     return r.stdout + r.stderr
 
 
-@pytest.mark.parametrize("fn", NBS, ids=lambda p: p.stem)
+@cache
+def server():
+    "The process from which those of the notebooks are forked; IN_TEST is nbdev's to set"
+    p = subprocess.Popen([sys.executable, "-W", "ignore", "-c", "import notebook_server as s; s.serve()"], cwd=Path(__file__).parent, text=True,
+                         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={k: v for k, v in os.environ.items() if k != "IN_TEST"})
+    atexit.register(p.communicate)  # its stdin is closed, so it ends
+    return p
+
+
+def run(fn):
+    "Exit status of a notebook in a process of its own, and what it has to say of its errors"
+    p = server()
+    p.stdin.write(json.dumps(str(fn)) + "\n")
+    p.stdin.flush()
+    status, _, says = json.loads(p.stdout.readline())
+    return status, says
+
+
+@pytest.mark.parametrize("fn", NBS, ids=name)
 def test_notebook_runs(fn):
-    assert "Success" in cli("nbdev.test:nbdev_test", fn)
+    status, says = run(fn)
+    assert status == 0, says
+
+
+def notebook(tmp_path, *cells):
+    "A project of one notebook with these code cells"
+    (tmp_path / "nbs").mkdir()
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in cells], metadata=dict(language_info=dict(name="python"))), tmp_path / "nbs/some.ipynb")
+    return tmp_path / "nbs/some.ipynb"
+
+
+@pytest.mark.parametrize("cell,word", [("1 / 0", "ZeroDivisionError"), ("assert 1 == 2, 'no'", "AssertionError: no"), ("import sys; sys.exit(3)", ""), ("import os; os._exit(7)", ""),
+                                       ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", ""), ("x = (", "SyntaxError")])
+def test_a_notebook_that_fails_is_noticed(cell, word, tmp_path):
+    status, says = run(notebook(tmp_path, "x = 1", cell, "y = 2"))
+    assert status != 0 and word in says and ("Cell #2" in says or not word)
+
+
+def test_each_notebook_has_a_process_its_folder_and_nothing_of_the_one_before(tmp_path):
+    first = "import builtins, os, torch; builtins.left_behind = 1; os.environ['LEFT'] = '1'; torch.set_num_threads(2)"
+    then = """import builtins, json, os, sys, torch
+from pathlib import Path
+assert not hasattr(builtins, 'left_behind') and 'LEFT' not in os.environ and torch.get_num_threads() == 1
+assert Path.cwd() == Path('{}') and os.environ['IN_TEST'] and 'fastai' in sys.modules and 'metarisk_nb' not in sys.modules"""
+    for o in "ab": (tmp_path / o).mkdir()
+    assert run(notebook(tmp_path / "a", first)) == (0, "")
+    status, says = run(notebook(tmp_path / "b", *[f"#| {o}\n1 / 0" for o in ("slow", "gpu", "notest", "eval: false")], then.format((tmp_path / "b/nbs").resolve())))
+    assert status == 0, says
 
 
 def test_library_and_notebooks_are_in_step_and_clean(tmp_path):
@@ -53,10 +106,19 @@ def test_lint():
     subprocess.run([sys.executable, "-m", "ruff", "check", "--quiet", ROOT], check=True)
 
 
-def test_notebooks_are_small_and_keep_their_pictures():
-    for fn in NBS:
-        assert fn.stat().st_size < 500_000, fn.name
-        assert "image/png" in fn.read_text(), f"{fn.name}: run `make outputs`"
+def test_notebooks_are_small_and_lessons_keep_their_pictures():
+    for fn in NBS: assert fn.stat().st_size < 500_000, name(fn)
+    for fn in LESSONS: assert "image/png" in fn.read_text(), f"{name(fn)}: run `make outputs`"
+
+
+def test_parts_are_short_and_say_what_they_hold():
+    for fn in PARTS:
+        cells = json.loads(fn.read_text(encoding="utf-8"))["cells"]
+        head = next("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        assert re.match(r"# \S.*\n\n> \S.*", head), name(fn)
+        code = ["".join(c["source"]) for c in cells if c["cell_type"] == "code"]
+        assert any(o.startswith("#| default_exp ") for o in code), name(fn)
+        assert any(re.search(r"\b(assert|test_\w+\()", o) for o in code if not o.startswith("#| ")), f"{name(fn)} has no example that is checked"
 
 
 def script(name):
@@ -70,12 +132,12 @@ def test_notebooks_hold_no_saved_widgets_and_fold_their_solutions():
     tidy, untidy = script("tidy").tidy, []
     for fn in NBS:
         old = json.loads(fn.read_text(encoding="utf-8"))
-        if tidy(copy.deepcopy(old)) != old: untidy.append(fn.name)
+        if tidy(copy.deepcopy(old)) != old: untidy.append(name(fn))
     assert not untidy, f"run `make prepare`: {untidy}"
 
 
 def test_map_names_every_lesson_with_its_minutes_and_every_lesson_has_its_questions():
-    text = {fn.stem: "\n".join("".join(c["source"]) for c in json.loads(fn.read_text(encoding="utf-8"))["cells"]) for fn in NBS}
+    text = {fn.stem: "\n".join("".join(c["source"]) for c in json.loads(fn.read_text(encoding="utf-8"))["cells"]) for fn in LESSONS}
     listed = {m[1]: m[2] for m in re.finditer(r"^\| \[[^]]+\]\((\w+)\.ipynb\) \|.*?\| (\d+) \|", text["index"], re.M)}
     lessons = {k: t for k, t in text.items() if k not in ("index", "glossary")}
     assert listed == {k: re.search(r"\*\*(\d+) minutes\*\*", t)[1] for k, t in lessons.items()}
@@ -88,9 +150,11 @@ def test_map_names_every_lesson_with_its_minutes_and_every_lesson_has_its_questi
 
 def test_handout_has_no_solutions_and_runs(tmp_path):
     subprocess.run([sys.executable, ROOT / "scripts/handout.py", tmp_path], check=True, capture_output=True)
-    copies = sorted(tmp_path.glob("*.ipynb"))
-    assert [o.name for o in copies] == [o.name for o in NBS]
-    for fn in copies: assert not re.search(r"<details|# Solution", fn.read_text(encoding="utf-8")), fn.name
+    copies = {o.relative_to(tmp_path).with_suffix("").as_posix(): o.read_text(encoding="utf-8") for o in tmp_path.rglob("*.ipynb")}
+    assert {name(o) for o in LESSONS} <= set(copies) <= {name(o) for o in NBS}
+    for k, text in copies.items():
+        assert not re.search(r"<details|# Solution", text), k
+        for href in re.findall(r"\]\((?!https?:)([^)#\s]+\.(?:ipynb|png))", text): assert (tmp_path / k).parent.joinpath(href).exists(), (k, href)
     risk = json.loads((tmp_path / "00_risk.ipynb").read_text(encoding="utf-8"))
     assert sum(c["source"].startswith("# Your solution") for c in risk["cells"] if c["cell_type"] == "code") >= 3
     nbclient.execute(nbformat.from_dict(risk), cwd=tmp_path, timeout=120)

@@ -11,6 +11,7 @@ from common import fit, learner, state, tensors
 from fastai.basics import Callback, CrossEntropyLossFlat
 from torch import nn
 
+from metarisk_nb.batches import MetaBatches
 from metarisk_nb.callback import BatchRisk, MetaRisk, RiskMetric
 
 warnings.filterwarnings("ignore")
@@ -49,6 +50,12 @@ def joined(n, bs, world):
     return torch.arange(n).view(world, -1, bs).transpose(0, 1).flatten()
 
 
+class Apart(MetaBatches):
+    "Fresh batches from a loader other than the one that trains"
+    def __init__(self, cb, dl): super().__init__(cb); self.dl = dl
+    train_dl = property(lambda self: self.dl)
+
+
 def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, reduction="mean", weight=None, **kw):
     cbs = {"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind]
     loss = CrossEntropyLossFlat(reduction=reduction, weight=weight and torch.tensor(weight))
@@ -62,7 +69,7 @@ def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=Fa
         data = learn.dls.train.dataset
         whole = learn.dls.train.new()
         learn.dls.train.dataset = type(data)(x[order], y[order])
-        if hasattr(learn, "meta_risk"): learn.meta_risk._fresh_batches = lambda: learn.meta_risk._batches(whole)
+        if hasattr(learn, "meta_risk"): learn.meta_risk.batches = Apart(learn.meta_risk, whole)
         fit(learn, epochs)
         with learn.no_bar(): risk = learn.validate()[1]
     else:

@@ -61,7 +61,7 @@ class Path(Callback):
 def test_paper_is_algorithm_1_step_for_step(risk):
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Linear(16, 3)).double()
     meta = MetaRisk.paper(risk)
-    meta._create = lambda n, knots, make=meta._create: (make(n, knots), meta.reducer.double(), meta._moved())
+    meta.curriculum = meta.new_curriculum(20).to(torch.float64)
     learn = learner([meta, Path()], model=deepcopy(model), shuffle=False, dtype=torch.float64, wd=0., opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9))
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -130,7 +130,7 @@ def test_bfloat16_is_used_where_it_keeps_the_gradient_right(kw, half):
     def spy(pred, y): seen.append(pred.dtype); return F.cross_entropy(pred, y, reduction="none")
     for cbs in [], [Half()]:
         learn = learner([MetaRisk(meta_loss=spy, every=1, **kw), *cbs])
-        learn.meta_risk.meta_step = lambda m=learn.meta_risk, step=learn.meta_risk.meta_step: (step(), grads.append(m.reducer.logits.grad.clone()))
+        learn.meta_risk.meta_step = lambda batch, m=learn.meta_risk, step=learn.meta_risk.meta_step: (step(batch), grads.append(m.reducer.logits.grad.clone()))
         fit(learn, 1)
     assert (torch.bfloat16 in seen) == half
     assert F.cosine_similarity(grads[0], grads[len(grads)//2], 0) > .98
@@ -337,7 +337,7 @@ def test_no_validation_data(drop):
 @pytest.mark.parametrize("cbs", [MetaRisk(), BatchRisk("cvar")], ids=str)
 def test_a_loss_without_per_sample_form(cbs):
     with pytest.raises(TypeError, match="has no `reduction`.*pass loss_func="): fit(learner(cbs, loss=lambda p, y: ce(p, y).mean()))
-    with pytest.raises(ValueError, match="must give one loss a sample"): fit(learner(type(cbs)("expected", loss_func=F.cross_entropy)))
+    with pytest.raises(ValueError, match="must give one loss per sample"): fit(learner(type(cbs)("expected", loss_func=F.cross_entropy)))
     fit(learner(type(cbs)("expected", loss_func=ce), loss=lambda p, y: ce(p, y).mean()))
 
 
@@ -377,7 +377,7 @@ def test_parameters_that_the_optimizer_does_not_know_stay_where_they_are():
         def forward(self, x): return self.scale * self.body(x)
     learn = learner(MetaRisk(every=1), model=Scaled(), splitter=lambda m: [list(m.body.parameters())])
     fit(learn)
-    assert learn.meta_risk._rates()["scale"] == 0 and learn.model.scale == 1 and not learn.meta_risk.uniform
+    assert learn.meta_risk.rates()["scale"] == 0 and learn.model.scale == 1 and not learn.meta_risk.uniform
 
 
 def test_an_empty_batch_an_empty_history_and_several_loaders_are_refused():

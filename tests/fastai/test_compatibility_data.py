@@ -321,7 +321,7 @@ def test_batch_norm_needs_two_validation_samples(kw):
 
 
 def test_mae_is_for_class_labels():
-    with pytest.raises(ValueError, match="meta_loss='mae' needs logits of several classes and one label a sample: pass meta_loss='own'"):
+    with pytest.raises(ValueError, match="meta_loss='mae' needs logits of several classes and one label per sample: pass meta_loss='own'"):
         learn = learner(MetaRisk(meta_loss="mae"), loss=nn.MSELoss(), model=nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)))
         for dl in learn.dls.loaders: dl.dataset.y = dl.dataset.y.float()
         fit(learn)

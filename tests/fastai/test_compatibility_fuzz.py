@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from common import Half
+from common import Half, held
 from fastai.basics import SGD, Adam, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, RMSProp, params, ranger, set_seed
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.data import WeightedDL
@@ -132,7 +132,7 @@ def outcome(d, path):
     assert learn.loss_func is loss and getattr(loss, "reduction", "mean") in ("mean", "sum")
     if d["kind"] != "batch" and cb.reducer is not None:
         assert cb.weights.isfinite().all() and abs(cb.weights.sum() - 1) < 1e-4 and (cb.weights >= 0).all()
-        assert cb.skipped == 0 and all(o is None for o in (cb._meta, cb._whole, cb._fresh))
+        assert cb.skipped == 0 and not held(cb)
     assert all(p.isfinite().all() for p in learn.model.parameters())
     return "trained"
 

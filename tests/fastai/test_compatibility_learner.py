@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from common import CPU, ce, equal, fit, learner, net, state, tensors
+from common import CPU, ce, equal, fit, held, learner, net, state, tensors
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import *
 from fastai.callback.progress import CSVLogger, ShowGraphCallback
@@ -99,7 +99,7 @@ def clears(learn, shape=20):
     fit(learn, 1)
     assert learn.loss_func is loss and loss.reduction == "mean" and learn.meta_risk.n_step == n + 10 and len(learn.meta_risk.weights) == shape
     assert learn.meta_risk.weights.isfinite().all() and not learn.meta_risk.uniform and all(v.isfinite().all() for v in state(learn))
-    assert learn.meta_risk._meta is None and learn.meta_risk._whole is None and learn.meta_risk._fresh is None
+    assert not held(learn.meta_risk)
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +198,7 @@ class TestExport:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             new = load_learner(tmp_path/"export.pkl").meta_risk
-        assert new._meta is new._whole is new._fresh is new.meta_dl is None and len(new.weights) == 20
+        assert not held(new) and new.meta_dl is None and len(new.weights) == 20
         clears(learn)
 
     def test_a_deepcopy_goes_the_same_way(self):
@@ -266,9 +266,9 @@ class TestResume:
         assert file == tmp_path/"models"/"phi.pth" and same(torch.load(file, weights_only=True), phi(learn))
         assert same(phi(learn), MetaRisk(every=1).load_state_dict(torch.load(file)) or phi(learn))
         for kw, bs in (dict(knots=5), 20), (dict(knots=None), 20):
-            with pytest.raises(ValueError, match="state is of a reducer with n=20 and knots=12, this MetaRisk has"): learner(MetaRisk(**kw), bs=bs, path=tmp_path).meta_risk.load("phi")
+            with pytest.raises(ValueError, match="state is of a reducer with n=20 and knots=12, this curriculum has"): learner(MetaRisk(**kw), bs=bs, path=tmp_path).meta_risk.load("phi")
         fit(learner(MetaRisk(knots=None), path=tmp_path)).meta_risk.save("logits")
-        with pytest.raises(ValueError, match="n=20 and knots=None, this MetaRisk has n=25"): learner(MetaRisk(knots=None), bs=25, path=tmp_path).meta_risk.load("logits")
+        with pytest.raises(ValueError, match="n=20 and knots=None, this curriculum has n=25"): learner(MetaRisk(knots=None), bs=25, path=tmp_path).meta_risk.load("logits")
         with pytest.raises(FileNotFoundError, match="nowhere.pth"): learn.meta_risk.load("nowhere")
         with pytest.raises(RuntimeError, match="before the first fit"): learner(MetaRisk(), path=tmp_path).meta_risk.save("none")
         assert sorted(o.name for o in (tmp_path/"models").iterdir()) == ["logits.pth", "phi.pth"]
@@ -349,7 +349,7 @@ class TestCallbacks:
 
     def test_reduce_lr_on_plateau(self):
         learn, rates = learner(MetaRisk(every=2)), []
-        look = at("before_batch", lambda self: rates.append(learn.meta_risk._rates()["0.weight"]))
+        look = at("before_batch", lambda self: rates.append(learn.meta_risk.rates()["0.weight"]))
         with still(learn): learn.fit(4, .1, cbs=[ReduceLROnPlateau(min_delta=10), look])
         assert sorted(set(rates)) == pytest.approx([1e-4, 1e-3, 1e-2, .1]) or sorted(set(rates)) == pytest.approx([1e-3, 1e-2, .1])
 
@@ -435,7 +435,7 @@ class TestOptimizers:
                              ids=["torch SGD", "torch SGD with momentum", "torch AdamW", "Adam", "RMSProp", "ranger", "Lookahead", "Lamb"])
     def test_with(self, opt, tmp_path):
         learn, seen = learner(MetaRisk(every=2, warmup=0), opt_func=opt, path=tmp_path), []
-        look = at("after_loss", lambda self: seen.append((set(self.learn.meta_risk._rates().values()), {self.learn.opt.hypers[0]["lr"]})))
+        look = at("after_loss", lambda self: seen.append((set(self.learn.meta_risk.rates().values()), {self.learn.opt.hypers[0]["lr"]})))
         with learn.added_cbs(look): fit(learn, 2, .01)
         assert all(a == b for a, b in seen) and len({*map(str, seen)}) > 10 and learn.meta_risk.skipped == 0
         clears(learn)
@@ -447,7 +447,7 @@ class TestOptimizers:
         learn, seen = pictures(files, MetaRisk(every=1)), []
         learn.splitter = lambda m: [params(m[0]), params(m[3])]
         if frozen: learn.freeze()
-        look = at("after_loss", lambda self: seen.append(self.learn.meta_risk._rates()))
+        look = at("after_loss", lambda self: seen.append(self.learn.meta_risk.rates()))
         with still(learn): learn.fit(1, slice(1e-4, 1e-2), cbs=look)
         want = {"0.0.weight": 1e-4, "0.1.weight": 1e-4, "0.1.bias": 1e-4, "3.weight": 1e-2, "3.bias": 1e-2}
         if frozen: want = {k: v for k, v in want.items() if not k.startswith("0.0")}  # batch norm trains on, as fastai has it

@@ -254,15 +254,15 @@ class TestSingleLabelImages:
         frozen = {n for n, p in before.model.named_parameters() if not p.requires_grad}
         learn = trains(make)
         was, now = [dict(o.model.named_parameters()) for o in (before, learn)]
-        assert frozen and all(torch.equal(was[n], now[n]) for n in frozen) and not set(learn.meta_risk._rates()) & frozen
+        assert frozen and all(torch.equal(was[n], now[n]) for n in frozen) and not set(learn.meta_risk.rates()) & frozen
         assert any(not torch.equal(was[n], now[n]) for n in now)
-        assert any(n.startswith("0.") for n in learn.meta_risk._rates())  # batch norms of the body train along
+        assert any(n.startswith("0.") for n in learn.meta_risk.rates())  # batch norms of the body train along
 
     def test_vision_learner_fine_tune(self, drawn):
         seen = []
         class Rates(Callback):
             order, run_valid = 1, False
-            def after_loss(self): seen.append(sorted({f"{v:.1e}" for v in self.learn.meta_risk._rates().values()}))
+            def after_loss(self): seen.append(sorted({f"{v:.1e}" for v in self.learn.meta_risk.rates().values()}))
         def make(): return vision_learner(self.dls(drawn), resnet18, pretrained=False, opt_func=SGD)
         learn = trains(make, train=lambda o: o.fine_tune(1, .01))
         assert learn.meta_risk.n_step == 6
@@ -342,7 +342,7 @@ class TestSegmentation:
     def test_void_pixels(self, drawn):
         loss = CrossEntropyLossFlat(axis=1, ignore_index=2)
         learn = trains(lambda: Learner(masked(drawn), conv_net(3, False), loss, opt_func=SGD), alone=void_aside, train=partial(one_cycle, lr=.1))
-        assert learn.meta_risk._plain_loss.func.ignore_index == 2
+        assert learn.meta_risk.plain_loss.func.ignore_index == 2
 
     def test_weighted_classes(self, drawn):
         def by_image(learn, pred, yb):
@@ -475,7 +475,7 @@ class TestText:
             learn.freeze()
             return learn
         learn = trains(make)
-        assert all(n.startswith("1.") for n in learn.meta_risk._rates())
+        assert all(n.startswith("1.") for n in learn.meta_risk.rates())
 
     def test_the_meta_step_by_hand(self): as_by_hand(partial(self.make, drop_mult=1e-9, ps=[0.]))
 

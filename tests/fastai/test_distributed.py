@@ -12,6 +12,7 @@ import torch
 from common import fit, learner, net
 
 from metarisk_nb.callback import MetaRisk
+from metarisk_nb.processes import unwrapped
 
 pytest.importorskip("accelerate", reason="pip install 'metarisk_nb[distributed]'")
 import distributed_worker  # noqa: E402
@@ -80,7 +81,7 @@ def test_synchronised_batch_norm_is_refused():
 def test_data_parallel_is_unwrapped():
     model = net()
     plain, parallel = [fit(learner(MetaRisk(every=1), model=m)) for m in (deepcopy(model), torch.nn.DataParallel(model))]
-    assert close([parallel.meta_risk.weights], [plain.meta_risk.weights], 1e-6) and parallel.meta_risk._net is parallel.model.module
+    assert close([parallel.meta_risk.weights], [plain.meta_risk.weights], 1e-6) and unwrapped(parallel.model) is parallel.model.module
 
 
 def test_a_killed_worker_and_a_run_that_goes_on_from_the_last_save(tmp_path):
