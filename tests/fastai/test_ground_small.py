@@ -47,9 +47,9 @@ def test_in_a_second_learner_it_begins_anew_and_says_so(how, left):
     before = phi(meta)
     if left == "removed": first.remove_cb(meta)
     if left == "forgotten": del first; gc.collect()
+    want = alone()
     second, said = noted(lambda: joins[how](meta))
     assert len(said) == 1 and "begins anew" in said[0] and "load_state_dict" in said[0]
-    want = alone()
     fit(second)
     assert second.meta_risk is meta and equal(state(second), state(want)) and same(phi(meta), phi(want.meta_risk))
     if left == "there":
@@ -290,7 +290,7 @@ class Seen(nn.Module):
         return self.body(x)
 
 
-edited = {"max_norm": lambda: Tokens(nn.Embedding(400, 4, max_norm=.5)), "max_norm of a sum": Bag, "clamp_": Clamped, "in place": Normed, "data": Data}
+edited = {"max_norm": lambda: Tokens(nn.Embedding(400, 4, max_norm=.5)), "max_norm of a sum": Bag, "clamp_": Clamped, "in place": Normed}
 
 
 def token_learner(cbs, model, tokens):
@@ -325,8 +325,9 @@ def test_and_are_learned_with_all_the_same(name):
     assert not learn.meta_risk.uniform and learn.meta_risk.skipped == 0
 
 
-@pytest.mark.parametrize("kw", [{}, {"fresh": True, "n_inner": 2}, {"method": "finite_difference"}], ids=str)
-@pytest.mark.parametrize("model", [Copied, Seen])
-def test_frozen_parameters_that_a_pass_edits_are_refused_by_name(model, kw):
+@pytest.mark.parametrize("kw", [{}, {"fresh": True, "n_inner": 2}], ids=str)
+@pytest.mark.parametrize("model", [Copied, Seen, Data])
+def test_parameters_that_no_copy_can_stand_for_are_refused(model, kw):
     fit(token_learner(None, model, False), 1)
-    with pytest.raises(RuntimeError, match=r"frozen parameters.*(late.weight|seen).*buffers"): fit(token_learner(MetaRisk(every=1, **kw), model, False), 1)
+    with pytest.raises((RuntimeError, ValueError), match=r"frozen parameters.*(late.weight|seen).*buffers|a repeated pass gives other losses"):
+        fit(token_learner(MetaRisk(every=1, **kw), model, False), 1)
