@@ -15,10 +15,9 @@ import torch
 from fastai.learner import Metric
 from torch import Tensor, nn
 
-from .batches import MetaBatches, of_class, pass_size
+from .batches import MetaBatches, of_class
 from .checks import check_model
 from .curriculum import Curriculum, History, target_share
-from .files import replacing as _replacing  # noqa: F401 (the study code takes it from here)
 from .hypergrad import NoDerivative, hypergradient, methods
 from .learned import Learned
 from .loaders import pass_size

@@ -23,7 +23,8 @@ from .processes import spread, summed
 from .risk import weighted_sum
 
 # %% ../nbs/02_hypergrad.ipynb #4942133d
-most_copied = 2**28 # Bytes of frozen parameters that each pass copies, since a model may edit them; more than that are watched, and refused if edited
+# Bytes of frozen parameters that each pass copies, since a model may edit them; more are watched, and refused if edited
+most_copied = 2**28
 
 def _tuple(o): return tuple(o) if isinstance(o, (tuple, list)) else (o,)
 
@@ -41,7 +42,8 @@ class _Passes:
         self.watched = {} if self.copied else {n: (p, p._version) for n, p in frozen.items()}
         self.edits = True  # does a pass edit the parameters in place? The first one will tell
         self.devices = {p.device for p in self.params.values()}
-        self.eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point() or p.is_complex())  # the coarsest numbers decide
+        # the coarsest numbers decide
+        self.eps = max(torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point() or p.is_complex())
         self.layout_free = layout_free(model)
         images = any(p.ndim == 4 for p in model.parameters()) and not any(torch.is_autocast_enabled(d.type) for d in self.devices)
         self.kernels = Fused if images else nullcontext  # a pass that is differentiated once, backwards, is faster with torch's own

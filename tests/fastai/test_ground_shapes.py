@@ -254,7 +254,7 @@ def test_inputs_whose_first_axis_is_not_the_sample_go_with_their_own_targets(nam
     model.seen.clear()
     given = []
     def spy(pred, y): given.append(y.tolist()); return ce(pred, y % 3)
-    learn = fit(make(MetaRisk(every=1, meta_bs=meta_bs, loss_func=lambda p, y: ce(p, y % 3), meta_loss=spy)), lr=1e-3)
+    fit(make(MetaRisk(every=1, meta_bs=meta_bs, loss_func=lambda p, y: ce(p, y % 3), meta_loss=spy)), lr=1e-3)
     assert len(given) >= 8 and all(len(o) == min(meta_bs, 40) and min(o) >= 40 for o in given)
     assert all([float(i) for i in o] in [[float(i) for i in s] for s in model.seen] for o in given)
     plain, zero = fit(make(), lr=1e-3), fit(make(MetaRisk(meta_lr=0., every=1, meta_bs=meta_bs, loss_func=lambda p, y: ce(p, y % 3), meta_loss=spy)), lr=1e-3)
