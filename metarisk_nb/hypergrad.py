@@ -16,7 +16,7 @@ import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor, nn
 
-from .checks import check_frozen, check_model, check_twice, raise_unknown, unknown_leaves
+from .checks import check_frozen, check_model, check_twice, raise_unknown, saves_intermediates, unknown_leaves
 from .kernels import Fused, channels_last, layout_free, plain_kernels
 from .passes import Snapshot, copied, parts, seeded
 from .processes import spread, summed
@@ -134,9 +134,17 @@ def _twice(step, v, hessian, kernels):
     with step.losses.at(theta, kernels) as l:
         with step.losses.unread(): grads = _grad(weighted_sum(a, _repeated(step, l)), theta, create_graph=True)
         check_twice(grads)
-        grads, v = zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
+        v_all, (grads, v) = v, zip(*[(g, u) for g, u in zip(grads, v) if g.requires_grad])
+        doubtful = hessian and saves_intermediates(l)
         dl, *hv = _grad(grads, [a, *theta] if hessian else [a], grad_outputs=v)
+    if doubtful: _check_hessian(step, v_all, hv)
     return dl, hv
+
+def _check_hessian(step, v, hv):
+    "NotImplementedError where finite differences contradict the product of the Hessian with `v`"
+    other = _finite_difference(step, v, True)[1]
+    if _norm(torch._foreach_sub(other, hv)) > _eps(step)**.25 * _norm(other):
+        raise NotImplementedError('an autograd.Function saves an intermediate result, which its second derivative leaves out')
 
 def _along(step, v):
     "Derivative of each loss along `v`, by the first way that the model allows"

@@ -50,6 +50,12 @@ def agrees(model, k, shape=(6,), eps=1e-6, loss=ce, risk=None, lr=.1, like=lambd
     same(grad, want_grad, eps)
 
 
+def right_or_refused(refused, *args, **kw):
+    "Right, or refused with the way out"
+    if not refused: return agrees(*args, **kw)
+    with pytest.raises(NoDerivative, match="use method='finite_difference'"): agrees(*args, **kw)
+
+
 # --- 1. Memory layout, dtype, subclass
 
 class Body(nn.Module):
@@ -279,6 +285,59 @@ def test_a_pass_that_cannot_be_repeated_is_refused():
     with pytest.raises(ValueError, match="a repeated pass gives other losses"): hypergradient(Net().double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
 
 
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        s = x.sigmoid()
+        ctx.save_for_backward(x, s)
+        return x * s
+    @staticmethod
+    def backward(ctx, g):
+        x, s = ctx.saved_tensors
+        return g * (s + x * s * (1 - s))
+
+
+class Normalised(torch.autograd.Function):
+    "x / |x|, with the norm kept"
+    @staticmethod
+    def forward(ctx, x):
+        n = x.norm(dim=1, keepdim=True)
+        ctx.save_for_backward(x, n)
+        return x / n
+    @staticmethod
+    def backward(ctx, g):
+        x, n = ctx.saved_tensors
+        return g / n - x * (g * x).sum(1, keepdim=True) / n**3
+
+
+class Masked(torch.autograd.Function):
+    "Keeps a mask, a constant indeed"
+    @staticmethod
+    def forward(ctx, x):
+        mask = (x.detach() > -.2).to(x)
+        ctx.save_for_backward(x, mask)
+        return mask * x**3
+    @staticmethod
+    def backward(ctx, g):
+        x, mask = ctx.saved_tensors
+        return 3 * g * mask * x**2
+
+
+@KS
+@pytest.mark.parametrize("f,pure,right", [(Swish, lambda x: x * x.sigmoid(), False), (Normalised, lambda x: x / x.norm(dim=1, keepdim=True), False), (Masked, lambda x: (x.detach() > -.2) * x**3, True)])
+def test_a_function_that_keeps_an_intermediate_result_is_right_or_refused(f, pure, right, k):
+    "Autograd's own second derivative is wrong then, and so is an unroll of the same network: the reference is the network without the function"
+    class Net(nn.Module):
+        def __init__(self, f):
+            super().__init__()
+            self.a, self.b, self.f = nn.Linear(6, 6), nn.Linear(6, 3), f
+        def forward(self, x): return self.b(self.f(self.a(x)))
+    torch.manual_seed(0)
+    plain, model = Net(pure).double(), Net(f.apply).double()
+    model.load_state_dict(plain.state_dict())
+    right_or_refused(k > 1 and not right, model, k, reference=plain)
+
+
 # --- 4. Inputs that are edited in place
 
 class Edits(nn.Module):
@@ -411,13 +470,7 @@ def test_the_kernels_are_used_where_they_should_be(net, convs, norms, k, monkeyp
     assert graphs == [(0, 0)] * (k + 1) + [(convs, norms)] * (k - 1)  # the first passes are differentiated once: torch's own are faster
 
 
-# --- 6. A gradient within the forward pass
-
-def right_or_refused(refused, *args, **kw):
-    "torch has no third derivative of batch norm, which several inner steps over a gradient ask for"
-    if not refused: return agrees(*args, **kw)
-    with pytest.raises(NoDerivative, match="use method='finite_difference'"): agrees(*args, **kw)
-
+# --- 6. A gradient within the forward pass (torch has no third derivative of batch norm, which several inner steps ask for)
 
 class Adapts(nn.Module):
     "One gradient step on a loss of its own before the prediction, as test-time training and MAML do it"
