@@ -32,7 +32,7 @@ class Learned(Weighing):
 
     def reset(self):
         "Forget what was learned: the next fit begins anew"
-        self.curriculum, self.last_step, self.n_step, self.drawn = None, None, 0, 0
+        self.curriculum, self.last_step, self.n_step, self.drawn, self._counted = None, None, 0, 0, [0]
 
     def _pace(self): return {o: getattr(self, o) for o in ('meta_lr', 'floor', 'relax', 'warmup', 'share', 'patience')}
 
