@@ -2,12 +2,19 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+# The checkout whose package pip has installed into the environment, as pip notes it
+OWNER   = $(shell sed -n 's|.*"url": *"file://\([^"]*\)".*|\1|p' $(VENV)/lib/python*/site-packages/metarisk_nb-*.dist-info/direct_url.json 2>/dev/null)
 
-.PHONY: help demo test bench bench-gpu lab browser site handout shots prepare outputs clean
+.PHONY: help ours demo test bench bench-gpu lab browser site handout shots prepare outputs clean
 help:                             ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/	/' | expand -t 12
 
-$(STAMP): settings.ini setup.py pyproject.toml
+ours:
+	@test -z '$(OWNER)' || test '$(OWNER)' -ef '$(CURDIR)' || { \
+	  echo 'The environment $(VENV) belongs to the checkout $(OWNER), and this one is $(CURDIR): nothing was changed.' >&2; \
+	  echo 'Name another environment, as in make $(or $(firstword $(MAKECMDGOALS)),demo) VENV=.venv, or work in that checkout.' >&2; exit 1; }
+
+$(STAMP): settings.ini setup.py pyproject.toml | ours
 	@$(PYTHON) -c 'import sys; v=(3, 10); sys.exit(sys.version_info < v and f"metarisk_nb needs Python {v[0]}.{v[1]} or newer, this is {sys.version.split()[0]}: name another with make PYTHON=...")'
 	@echo 'Installing into $(VENV): a few minutes, and some GB with the GPU libraries of torch'
 	$(PYTHON) -m venv $(VENV)
@@ -54,5 +61,5 @@ outputs: $(STAMP)                 ## run all notebooks and keep their outputs
 	for o in nbs/*.ipynb; do $(BIN)/jupyter execute --inplace $$o || exit 1; done
 	$(MAKE) prepare
 
-clean:                            ## forget the environment and what was built
+clean: ours                       ## forget the environment and what was built
 	rm -rf $(VENV) .site_vendor _site _handout _proc build dist *.egg-info

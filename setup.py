@@ -26,6 +26,6 @@ setup(
     package_data={cfg["lib_path"]: ["data/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={o: cfg[f"{o}_requirements"].split() for o in ("dev", "bench", "distributed", "cluster")},
-    entry_points={"console_scripts": [f"metarisk_study={cfg['lib_path']}.scales:main"], "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
+    entry_points={"console_scripts": [f"metarisk_study={cfg['lib_path']}.lab.cli:main"], "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

@@ -5,7 +5,10 @@ from .reducer import *
 from .hypergrad import *
 from .callback import *
 from .data import *
-from .training import *
-from .study import *
+from .lab.datasets import cifar10_classes, network, study_data  # noqa: F401
+from .lab.methods import StepsDL, measure, recipes  # noqa: F401
+from .lab.run import Run, rules  # noqa: F401
+from .lab.store import history, load_results, record  # noqa: F401
+from .lab.sweep import run, sweep  # noqa: F401
 from .plot import *
 from .widget import *

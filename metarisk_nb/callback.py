@@ -15,12 +15,13 @@ import torch
 from fastai.learner import Metric
 from torch import Tensor, nn
 
-from .batches import MetaBatches, of_class, pass_size
+from .batches import MetaBatches, of_class
+from .checks import check_model
 from .curriculum import Curriculum, History, target_share
-from .files import replacing as _replacing  # noqa: F401 (the study code takes it from here)
 from .hypergrad import NoDerivative, hypergradient, methods
 from .learned import Learned
-from .losses import gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses, single_label
+from .loaders import pass_size
+from .losses import check_targets, gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses, single_label
 from .passes import Snapshot, copied, seeded
 from .processes import process_group, unwrapped
 from .risk import as_risk, check_whole
@@ -49,6 +50,7 @@ class RiskMetric(Metric):
     ): self.risk, self.loss_func = as_risk(risk), loss_func
     def reset(self): self.losses = []
     def accumulate(self, learn):
+        check_targets(learn.xb, learn.yb)
         f = self.loss_func or per_sample(learn.loss_func)
         with Snapshot(loss_holders(learn.loss_func, self.loss_func)).placed():  # what the losses remember stays as it is
             if not self.losses: _refuse_edits(learn)
@@ -159,6 +161,7 @@ class MetaRisk(Learned):
         if self.curriculum: self.curriculum.try_again()
     def before_train(self):
         super().before_train()
+        check_model(self._joint())
         _refuse(self.batches.train_dl, self.model)
         self.batches.new_epoch()
         self._pass = pass_size(self.batches.train_dl)
@@ -212,7 +215,7 @@ class MetaRisk(Learned):
         with given.placed():
             try: return hypergradient(*args, method=self.method, **kwargs)
             except NoDerivative as e:
-                self.method = 'finite_difference'
+                self.asked, self.method = self.method, 'finite_difference'
                 warn(f'MetaRisk goes on with method={self.method!r}: {e}')
                 return hypergradient(*args, method=self.method, **kwargs)
 

@@ -4,16 +4,11 @@
 
 # %% auto #0
 __all__ = ['noise_kinds', 'data_path', 'fashion_classes', 'shifts', 'noisy_labels', 'TensorSet', 'TensorDL', 'four_way',
-           'fashion_mini', 'long_tail', 'worse_images', 'RandomCropFlip', 'fashion_mnist', 'cifar10_arrays', 'cifar10',
-           'mlp', 'cnn', 'resnet18_32']
+           'fashion_mini', 'long_tail', 'worse_images', 'RandomCropFlip', 'data_root', 'fashion_mnist',
+           'cifar10_arrays', 'cifar10', 'mlp', 'cnn', 'resnet18_32']
 
 # %% ../nbs/04_data.ipynb #529242c3
-import gzip
-import hashlib
-import io
-import json
-import math
-import zlib
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -22,15 +17,16 @@ import numpy as np
 import torch
 from fastai.data.core import DataLoaders, TfmdDL
 from fastai.data.transforms import Category, CategoryMap, ItemTransform
-from fastai.layers import ConvLayer
 from fastai.torch_core import TensorCategory, TensorImage, default_device
 from fastcore.basics import chunked
 from fastcore.meta import delegates
 from torch import Tensor, nn
-from torchvision.datasets import CIFAR10, ImageFolder
-from torchvision.models import resnet18
 
+from .networks import cnn, mlp, resnet18_32
+from .readers import checked_arrays, downloaded_cifar10, how_to_get, idx_array, image_folder
 from .risk import check_whole
+
+_all_ = ['mlp', 'cnn', 'resnet18_32']  # they stood here once
 
 # %% ../nbs/04_data.ipynb #4b117982
 noise_kinds = dict(uniform=lambda y, c, g: torch.randint(0, c, y.shape, generator=g),
@@ -99,7 +95,8 @@ class TensorSet:
         "One image as it lies in this set"
         want = tuple(self.x.shape[1:])
         try: x = torch.as_tensor(item if isinstance(item, Tensor) else np.array(item)).cpu()
-        except TypeError: raise TypeError(f'an item must be an image as array or tensor of shape {want}, not {type(item).__name__}') from None
+        except TypeError:
+            raise TypeError(f'an item must be an image as array or tensor of shape {want}, not {type(item).__name__}') from None
         if x.shape == want[1:]: x = x[None]
         if x.shape != want: raise ValueError(f'an item must be an image of shape {want}, got {tuple(x.shape)}')
         return x if x.is_floating_point() else ((x[None] - self.mean) / self.std)[0]
@@ -130,8 +127,10 @@ def _checked(name, data):
     "Images as (n, C, H, W) and labels as int64; TypeError or ValueError names the argument"
     x, y = map(torch.as_tensor, data)
     if not (x.dtype == torch.uint8 or x.is_floating_point()) or x.ndim not in (3, 4):
-        raise ValueError(f'{name}: images must be uint8 or floats of shape (n, H, W) or (n, C, H, W), got {x.dtype} of shape {tuple(x.shape)}')
-    if y.is_floating_point() or y.ndim != 1: raise ValueError(f'{name}: labels must be a row of whole numbers, got {y.dtype} of shape {tuple(y.shape)}')
+        raise ValueError(f'{name}: images must be uint8 or floats of shape (n, H, W) or (n, C, H, W), '
+                         f'got {x.dtype} of shape {tuple(x.shape)}')
+    if y.is_floating_point() or y.ndim != 1:
+        raise ValueError(f'{name}: labels must be a row of whole numbers, got {y.dtype} of shape {tuple(y.shape)}')
     if len(x) != len(y): raise ValueError(f'{name} must have as many labels as images, got {len(y)} and {len(x)}')
     if not len(x): raise ValueError(f'{name} is empty: it must have at least one image')
     return x if x.ndim == 4 else x[:, None], y.long()
@@ -150,7 +149,8 @@ def _split(n, bs, seed, shares):
     parts = order.tensor_split([round(sum(shares[:i]) * n) for i in (1, 2)])
     if not all(map(len, parts)): raise ValueError(f'train has too few images to be split by shares={shares}: {n}')
     if check_whole('bs', bs) > len(parts[0]):
-        raise ValueError(f'bs must be at most {len(parts[0])}, the images of the training part, got {bs}: it would be left without a full batch')
+        raise ValueError(f'bs must be at most {len(parts[0])}, the images of the training part, got {bs}: '
+                         'it would be left without a full batch')
     return parts
 
 def four_way(
@@ -168,7 +168,8 @@ def four_way(
     "Split as the paper does (90/5/5 and test), with label noise, from tensors in memory; TypeError or ValueError names a wrong argument"
     device = default_device() if device is None else torch.device(device)
     (x, y), (tx, ty) = _checked('train', train), _checked('test', test)
-    if x.shape[1:] != tx.shape[1:]: raise ValueError(f'test: images must be {tuple(x.shape[1:])} as those of train, got {tuple(tx.shape[1:])}')
+    if x.shape[1:] != tx.shape[1:]:
+        raise ValueError(f'test: images must be {tuple(x.shape[1:])} as those of train, got {tuple(tx.shape[1:])}')
     vocab = CategoryMap(classes or range(int(y.max()) + 1), sort=False)
     _check_classes(y, ty, len(vocab))
     parts, x = _split(len(y), bs, seed, shares), x.float()
@@ -187,16 +188,6 @@ def four_way(
 data_path = Path(str(files('metarisk_nb')))/'data' # Where the bundled data lie
 fashion_classes = 'T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag Boot'.split()
 
-def _bundled(folder, name):
-    "The arrays of a bundled .npz file, after checking its sha256"
-    fn, about = Path(folder) / f'{name}.npz', Path(folder) / f'{name}.json'
-    for o in (fn, about):
-        if not o.exists(): raise FileNotFoundError(f'{o} is missing: install metarisk_nb again')
-    raw, want = fn.read_bytes(), json.loads(about.read_text())['sha256']
-    if hashlib.sha256(raw).hexdigest() != want:
-        raise ValueError(f'{fn} is damaged: its sha256 is not {want}; install metarisk_nb again')
-    with np.load(io.BytesIO(raw), allow_pickle=False) as z: return dict(z)
-
 @delegates(four_way)
 def fashion_mini(
     noise=0.,             # Share of labels to change, in [0, 1]
@@ -207,7 +198,7 @@ def fashion_mini(
     **kwargs
 )->DataLoaders:           # Four loaders: train, valid, hyper, test
     "12,000 + 10,000 images of Fashion-MNIST, shipped with the package: 28x28 grey, ten classes"
-    d = _bundled(data_path, 'fashion_mini')
+    d = checked_arrays(data_path, 'fashion_mini')
     train, test = [(d[f'{o}_x'], d[f'{o}_y']) for o in ('train', 'test')]
     return four_way(train, test, noise, noise_kind, clean_valid, bs, seed, classes=fashion_classes, **kwargs)
 
@@ -250,110 +241,46 @@ class RandomCropFlip(ItemTransform):
         rows, cols = (torch.randint(2*self.pad + 1, (n, 1), device=x.device) + torch.arange(o, device=x.device) for o in (h, w))
         cols = torch.where(torch.rand(n, 1, device=x.device) < .5, cols.flip(1), cols)
         low = x.amin((2, 3), keepdim=True).amin(0, keepdim=True)  # black, in standardised units
-        wide = nn.functional.pad(x - low, (self.pad,)*4)[torch.arange(n, device=x.device)[:, None, None], :, rows[:, :, None], cols[:, None]]
+        wide, at = nn.functional.pad(x - low, (self.pad,)*4), torch.arange(n, device=x.device)[:, None, None]
+        wide = wide[at, :, rows[:, :, None], cols[:, None]]
         return wide.movedim(-1, 1) + low
 
 # %% ../nbs/04_data.ipynb #301ed53b
-def _get(cls, root): return f'get it with torchvision.datasets.{cls}({str(root)!r}, download=True)'
-
-def _unpack(fn):
-    "The bytes of a file, packed or not"
-    raw = fn.read_bytes()
-    try: return gzip.decompress(raw) if fn.suffix == '.gz' else raw
-    except (EOFError, OSError, zlib.error) as e: raise ValueError(f'{fn} is damaged and cannot be unpacked ({e}): get it again') from e
-
-def _idx(folder, name):
-    "One idx file of bytes as an array; FileNotFoundError or ValueError names the file"
-    fn = next((o for o in (folder/f'{name}.gz', folder/name) if o.exists()), None)
-    if fn is None: raise FileNotFoundError(f'{folder/name}.gz is missing, and so is the same without .gz: the four idx files must lie together')
-    raw, ndim = _unpack(fn), int(name.split('idx')[1][0])
-    if raw[:4] != bytes([0, 0, 8, ndim]): raise ValueError(f'{fn} is damaged: it does not begin as an idx{ndim} file of bytes; get it again')
-    shape = [int.from_bytes(raw[4 + 4*i:8 + 4*i], 'big') for i in range(ndim)]
-    if len(raw) != 4 + 4*ndim + math.prod(shape): raise ValueError(f'{fn} is damaged: it is not as long as its header says; get it again')
-    return np.frombuffer(raw, np.uint8, offset=4 + 4*ndim).reshape(shape).copy()  # may be written to
-
-def _root(path): return Path.home()/'.cache'/'torchvision' if path is None else Path(path)
+def data_root(
+    path=None, # A folder; None or an empty one: that of the environment variable METARISK_DATA, else ~/.cache/torchvision
+)->Path:
+    "Where the downloaded data sets lie"
+    return Path(path or os.environ.get('METARISK_DATA') or Path.home()/'.cache'/'torchvision')
 
 @delegates(four_way)
 def fashion_mnist(
-    path=None, # Folder of torchvision's download or of the four idx files; ~/.cache/torchvision by default
+    path=None, # Folder of torchvision's download or of the four idx files; by default as in `data_root`
     **kwargs
 )->DataLoaders: # Four loaders: train, valid, hyper, test
     "All of Fashion-MNIST, 60,000 + 10,000 images; FileNotFoundError says how to get it, ValueError which file is damaged"
-    path = _root(path)
+    path = data_root(path)
     folder = next((o for o in (path, path/'FashionMNIST'/'raw') if any(o.glob('*-ubyte*'))), None)
-    if folder is None: raise FileNotFoundError(f"FashionMNIST is not in {path}: {_get('FashionMNIST', path)}, or name a folder that has it with path=")
-    train, test = [[_idx(folder, f'{o}-{k}-ubyte') for k in ('images-idx3', 'labels-idx1')] for o in ('train', 't10k')]
+    if folder is None:
+        raise FileNotFoundError(f"FashionMNIST is not in {path}: {how_to_get('FashionMNIST', path)}, "
+                                'or name a folder that has it with path=')
+    train, test = [[idx_array(folder, f'{o}-{k}-ubyte') for k in ('images-idx3', 'labels-idx1')] for o in ('train', 't10k')]
     return four_way(train, test, classes=fashion_classes, **kwargs)
-
-def _image(load, fn, shape):
-    "One image as (3, H, W); ValueError names a file that is damaged or of another shape"
-    try: x = np.asarray(load(fn)).transpose(2, 0, 1)
-    except (OSError, SyntaxError) as e: raise ValueError(f'{fn} cannot be read as an image: {e}') from e
-    if shape not in (None, x.shape): raise ValueError(f'{fn} must have the shape {shape} of the first image, got {x.shape}')
-    return x
-
-def _folder(path, classes=None):
-    "Images in folders named by their class: arrays, and the names"
-    if not path.is_dir(): raise FileNotFoundError(f'{path} is missing: a folder of images has train/<class>/ and test/<class>/')
-    try: s = ImageFolder(path)
-    except FileNotFoundError as e: raise FileNotFoundError(f'{path}: {e}') from e
-    if classes not in (None, s.classes): raise ValueError(f'{path} must have the classes of train/, {classes}, got {s.classes}')
-    first = _image(s.loader, s.samples[0][0], None)
-    return (np.stack([_image(s.loader, fn, first.shape) for fn, _ in s.samples]), np.array(s.targets)), s.classes
-
-def _cifar10(root):
-    "Train and test of torchvision's download, after its check of their checksums"
-    try: sets = [CIFAR10(root, train=o) for o in (True, False)]
-    except RuntimeError as e:
-        raise FileNotFoundError(f"CIFAR10 is not in {root}, or damaged: {_get('CIFAR10', root)}, or name a folder that has it with path=") from e
-    return *[(torch.as_tensor(s.data).movedim(-1, 1), s.targets) for s in sets], sets[0].classes
 
 def cifar10_arrays(
     path=None, # As in `cifar10`
 )->tuple:      # Train and test, each (images (n, 3, 32, 32) uint8, labels), and the names of the classes
     "CIFAR-10 before any split; FileNotFoundError says how to get it, ValueError which file is damaged"
-    path = _root(path)
-    if not (path/'train').is_dir() and not (path/'test').is_dir(): return _cifar10(path)
-    train, classes = _folder(path/'train')
-    return train, _folder(path/'test', classes)[0], classes
+    path = data_root(path)
+    if not (path/'train').is_dir() and not (path/'test').is_dir(): return downloaded_cifar10(path)
+    train, classes = image_folder(path/'train')
+    return train, image_folder(path/'test', classes)[0], classes
 
 @delegates(four_way)
 def cifar10(
-    path=None, # Folder of torchvision's download, or one with train/<class>/ and test/<class>/; ~/.cache/torchvision by default
+    path=None, # Folder of torchvision's download, or one with train/<class>/ and test/<class>/; by default as in `data_root`
     **kwargs
 )->DataLoaders: # Four loaders: train, valid, hyper, test
     "CIFAR-10, 50,000 + 10,000 images, 32x32 in colour; FileNotFoundError says how to get it, ValueError which file is damaged"
     train, test, classes = cifar10_arrays(path)
     return four_way(train, test, classes=classes, **kwargs)
 
-# %% ../nbs/04_data.ipynb #d2045eab
-def mlp(
-    n_in=784,            # Inputs a sample, after flattening
-    c=10,                # Classes
-    hidden=(128, 128),   # Widths of the hidden layers
-)->nn.Module:
-    "Fully connected layers with batch norm and ReLU"
-    widths = [n_in, *hidden]
-    return nn.Sequential(nn.Flatten(), *[_dense(i, o) for i, o in zip(widths, widths[1:])], nn.Linear(widths[-1], c))
-
-def _dense(i, o): return nn.Sequential(nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU())
-
-def cnn(
-    c_in=1,                    # Channels
-    c=10,                      # Classes
-    widths=(32, 64, 128, 128), # Channels of the layers
-    strides=(1, 2, 2, 1),      # Their strides
-)->nn.Module:
-    "3x3 convolutions with batch norm and ReLU, averaged over the image"
-    layers = [ConvLayer(i, o, stride=s) for i, o, s in zip((c_in, *widths), widths, strides)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], c))
-
-def resnet18_32(
-    c_in=3, # Channels
-    c=10,   # Classes
-)->nn.Module:
-    "ResNet-18 (He et al., 2016) for 32x32 images: a first 3x3 convolution of stride 1 and no pooling after it"
-    m = resnet18(num_classes=c)
-    m.conv1, m.maxpool = nn.Conv2d(c_in, 64, 3, padding=1, bias=False), nn.Identity()
-    return m

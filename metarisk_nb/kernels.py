@@ -118,7 +118,7 @@ def _batch_norm(mode, input, running_mean, running_var, weight=None, bias=None, 
 
 _fused = {F.conv2d: _conv2d, F.batch_norm: _batch_norm}
 
-# What packs the tensors that autograd saves, such as gradient checkpointing: it runs the layers again without this mode, and must find the same ones
+# What packs the tensors that autograd saves. Gradient checkpointing does, and runs its layers again without this mode
 _packs = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', lambda ignore_tracing: None)
 
 class Fused(TorchFunctionMode):
@@ -146,8 +146,9 @@ def plain_kernels():
     finally: torch.backends.mkldnn.enabled = was
 
 # %% ../nbs/parts/kernels.ipynb #92ac89fd
-_any_layout = {o.forward for o in (nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.MaxPool2d,
-                                   nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Linear, nn.BatchNorm1d)}
+_any_layout = {o.forward for o in (
+    nn.Sequential, nn.Identity, nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.Linear, nn.Flatten,
+    nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)}
 
 def layout_free(
     model:nn.Module, # Any model

@@ -70,7 +70,7 @@ def check_whole(
 
 # %% ../nbs/00_risk.ipynb #36f99df7
 class Risk:
-    "A functional of a batch of losses: called on n losses (any shape), gives a 0-d tensor in their dtype (computed in at least float32), differentiable"
+    "A functional of a batch of losses: called on n losses (any shape), gives a 0-d tensor in their dtype, differentiable"
     def __call__(self,
         losses:Tensor, # n losses, left unchanged; TypeError if no float tensor, ValueError if empty
     )->Tensor:         # 0-d

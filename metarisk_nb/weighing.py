@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['BatchLosses', 'loss_holders', 'chosen_output', 'OfOutput', 'Given', 'Joint', 'trainable_parts', 'learning_rates',
-           'KeptInputs', 'Weighing']
+           'KeptInputs', 'OneLearner', 'Weighing']
 
 # %% ../nbs/parts/weighing.ipynb #1f44dbca
+import weakref
 from collections import namedtuple
 from contextlib import ExitStack
+from copy import copy
 from types import MethodType
 from warnings import warn
 
@@ -16,7 +18,8 @@ import torch
 from fastai.callback.core import Callback
 from torch import Tensor, nn
 
-from .losses import bare, per_sample, sample_losses
+from .loaders import loader_bs, n_items, undivided
+from .losses import bare, check_targets, per_sample, sample_losses, tensors
 from .passes import Snapshot, copied, parts
 from .processes import joined, process_group
 
@@ -27,10 +30,6 @@ def loss_holders(
     "The objects in which losses keep parameters, buffers or a memory"
     fs = [f.__self__ if isinstance(f, MethodType) else f for f in loss_funcs if f is not None]
     return [*{id(o): o for f in fs for o in parts(f)}.values()]
-
-def _tensors(o):
-    if isinstance(o, dict): o = [*o.values()]
-    return [t for x in o for t in _tensors(x)] if isinstance(o, (tuple, list)) else [o] if isinstance(o, Tensor) else []
 
 def _cast(o, like):
     "`o` in the precision of `like`, another version of the same output; None where it is none"
@@ -72,7 +71,7 @@ class Given:
         others,  # Those of all other losses of the callback
     ):
         self.out, self.kept, self.y = out, copied(out), copied(y)
-        self.versions = {id(t): t._version for t in _tensors(out)}
+        self.versions = {id(t): t._version for t in tensors(out)}
         self.own_state, self.other_state = Snapshot(own), Snapshot(others)
         self.holders = [*own, *others]
         self.objects = Snapshot([o for o in self.holders if not isinstance(o, nn.Module)])
@@ -85,7 +84,7 @@ class Given:
         pred, # What the loss was given: `out`, a part of it, or a cast
     ):
         "`pred`, or a copy from before the loss edited it in place"
-        if all(t._version == self.versions.get(id(t), 0) for t in _tensors(pred)): return pred
+        if all(t._version == self.versions.get(id(t), 0) for t in tensors(pred)): return pred
         was = _cast(chosen_output(self.out, pred)(self.kept), pred)
         return pred if was is None else was
 
@@ -152,8 +151,46 @@ BatchLosses.__doc__ = """The losses of a batch
 `values` has one loss per sample, of all processes; times `scale`, their mean is the Learner's own loss, whatever its reduction or weights;
 `own` is the scale of this process's losses alone."""
 
+# %% ../nbs/parts/weighing.ipynb #7be1a411
+class OneLearner(Callback):
+    "A callback that belongs to one Learner"
+    _last = None # Reference to the Learner that it was in last
+    @property
+    def learn(self):
+        "The Learner that the callback is in, or None"
+        return self.__dict__.get('learn')
+    @learn.setter
+    def learn(self, new):
+        was, last = self.learn, self._last
+        known = was is not None or last is not None
+        moved = new is not None and known and new is not (last() if was is None else was)
+        stays = moved and was is not None and any(o is self for o in was.cbs)
+        if stays: self._leave_copy(was)
+        owner = was if new is None else new
+        self.__dict__.update(learn=new, _last=last if owner is None else weakref.ref(owner))
+        if moved and (stays or self.n_step): self._move(new)
+
+    def _leave_copy(self, learn):
+        "A copy takes this callback's place in `learn`"
+        twin = self.twin()
+        learn.cbs[[o is self for o in learn.cbs].index(True)] = twin
+        setattr(learn, self.name, twin)
+
+    def _move(self, new):
+        name = type(self).__name__
+        way_out = ', or load_state_dict to go on from what was learned' if hasattr(self, 'load_state_dict') else ''
+        warn(f'{name}: this callback has been in another Learner, for {self.n_step} training steps. In the new one, of a '
+             f'{type(new.model).__name__}, it begins anew; the other one keeps a copy as it was. Use a {name} for each Learner{way_out}')
+        self.begin_anew()
+
+    def twin(self):
+        "A copy in the same Learner, with what was learned"
+        return copy(self)
+    def begin_anew(self): "Forget what came from another Learner"
+    def __getstate__(self): return {k: v for k, v in super().__getstate__().items() if k != '_last'}
+
 # %% ../nbs/parts/weighing.ipynb #f6eafe22
-class Weighing(Callback):
+class Weighing(OneLearner):
     "Shared by the callbacks that weigh a training batch: only `loss_grad` is set, `loss` and `loss_func` stay"
     order = -5  # before MixUp and CutMix (0) take the place of the loss, and before GradientAccumulation (6) divides `loss_grad`
     run_valid,loss_func,n_step,given,_counted,_told = False,None,0,None,None,False
@@ -189,6 +226,10 @@ class Weighing(Callback):
         "Samples so far whose loss was not finite and had no weight"
         return int(self._counted[0]) if self._counted else 0
 
+    def begin_anew(self):
+        "Forget what came from another Learner"
+        self.n_step, self._counted, self._told = 0, None, False
+
     def other_losses(self)->list:
         "Losses beside the Learner's own that the callback calls"
         return [self.loss_func]
@@ -197,6 +238,13 @@ class Weighing(Callback):
         "This batch's targets: y, or (y, other y, share of y) where MixUp or CutMix leaves the mixing to the loss"
         mix = getattr(self.learn.loss_func, '__self__', None)
         return tuple(map(bare, (*self.yb, *mix.yb1, mix.lam) if hasattr(mix, 'yb1') else self.yb))
+
+    def _first_bs(self):
+        "Samples in the first batch of an epoch, which is a whole one; None for another batch, or where nobody knows"
+        if self.iter: return None
+        dl = undivided(self.dls.train)
+        bs, n = loader_bs(dl), n_items(dl)
+        return bs if bs and n and n >= bs else None
 
     def losses_of(self,
         pred, # The model's output
@@ -210,6 +258,7 @@ class Weighing(Callback):
 
     def batch_losses(self)->BatchLosses:
         "This batch's losses, and what they are multiplied by; within `after_loss`"
+        check_targets(self.xb, self.yb, self._first_bs())
         pred, scale = self.given.unedited(self.pred), 1.
         with self.given.own_state.placed(): l = self.losses_of(pred, *copied(self.given.y))  # its state then; now's comes back
         if self.loss_func is None: scale = (bare(self.learn.loss.detach()) / l.detach().mean()).nan_to_num(1., 1., 1.)
@@ -226,5 +275,5 @@ class Weighing(Callback):
             counted[0] = counted[0] + silent[0].sum()
         def mask(g): return g.masked_fill(silent[0].view(-1, *[1] * (g.ndim - 1)), 0) if silent and len(g) == n else None
         if l.requires_grad: l.register_hook(find)
-        for t in _tensors(pred):
+        for t in tensors(pred):
             if t.requires_grad and t.ndim: t.register_hook(mask)

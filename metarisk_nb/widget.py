@@ -19,7 +19,8 @@ import metarisk_nb
 from .panel import MetaRiskPanel
 from .plot import palette, plot_losses, plot_scores, plot_weights
 from .risk import Spectral, as_risk, ess_share, risks
-from .study import _hash, _read
+from .lab.run import digest
+from .lab.store import read_record
 from .view import WidgetView, fixed_figure
 
 _all_ = ['MetaRiskPanel']
@@ -155,7 +156,7 @@ def _slim(rec):
 def _bundled():
     fn = Path(metarisk_nb.__file__).parent/'data'/'results.json.gz'
     rec = json.loads(gzip.decompress(fn.read_bytes()))
-    if rec['check'] != _hash(rec['runs']): raise ValueError(f'{fn} is damaged: install metarisk_nb again')
+    if rec['check'] != digest(rec['runs']): raise ValueError(f'{fn} is damaged: install metarisk_nb again')
     return rec['runs']
 
 def stored_runs(
@@ -163,7 +164,7 @@ def stored_runs(
     **where,     # Values to pick by: method='learned', objective='cvar'; a list for several
 )->list:         # Dicts with settings, `test_acc` (%), `test_risk`; of seed 0 also `step`, `acc`, `risk`, `steps`, `weights`, `wrong`
     "Runs for the views; ValueError where there is none"
-    runs = _bundled() if folder is None else [_slim(o) for fn in sorted(Path(folder).glob('*.json')) if (o := _read(fn))]
+    runs = _bundled() if folder is None else [_slim(o) for fn in sorted(Path(folder).glob('*.json')) if (o := read_record(fn))]
     for k, v in where.items(): runs = [o for o in runs if o[k] in (v if isinstance(v, (list, tuple, set)) else [v])]
     if runs: return runs
     asked = ', '.join(f'{k}={v!r}' for k, v in where.items()) or 'these settings'
@@ -203,9 +204,7 @@ class CurriculumPlayer(WidgetView):
         super().__init__((self.a, self.b), (self.play, self.step), controls=(self.a, self.b, self.step))
 
     @property
-    def chosen(self):
-        "Runs A and B"
-        return self.runs[self.a.value], self.runs[self.b.value]
+    def chosen(self): return self.runs[self.a.value], self.runs[self.b.value]
 
     def figure(self):
         "The target's weights and those of both runs at the step, over the curves of the test set"

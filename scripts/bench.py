@@ -1,10 +1,11 @@
 "Time and memory of the hypergradient beside those of its peers: `python scripts/bench.py` (see --help)"
 import argparse
+import sys
 import warnings
 
-warnings.filterwarnings("ignore")
+from metarisk_nb.lab.cli import stoppable
 
-from metarisk_nb.cost import bench  # noqa: E402
+warnings.filterwarnings("ignore")
 
 
 def options():
@@ -15,4 +16,12 @@ def options():
     return o.parse_args()
 
 
-if __name__ == "__main__": bench(**vars(options()))
+def main():
+    o = options()
+    with stoppable("bench", "; what was measured is stored"):
+        from metarisk_nb.lab.bench import bench  # late, so that --help doesn't wait for torch
+        try: bench(**vars(o))
+        except OSError as e: sys.exit(f"bench: {e}")
+
+
+if __name__ == "__main__": main()

@@ -1,10 +1,11 @@
-"Steps a second in the paper's setting, and the time of a whole run: `python scripts/bench_gpu.py` (see --help)"
+"Steps per second in the paper's setting, and the time of a whole run: `python scripts/bench_gpu.py` (see --help)"
 import argparse
+import sys
 import warnings
 
-warnings.filterwarnings("ignore")
+from metarisk_nb.lab.cli import stoppable
 
-from metarisk_nb.cost import bench_gpu  # noqa: E402
+warnings.filterwarnings("ignore")
 
 
 def options():
@@ -17,4 +18,12 @@ def options():
     return o.parse_args()
 
 
-if __name__ == "__main__": bench_gpu(**vars(options()))
+def main():
+    o = options()
+    with stoppable("bench_gpu"):
+        from metarisk_nb.lab.bench import bench_gpu  # late, so that --help doesn't wait for torch
+        try: bench_gpu(**vars(o))
+        except OSError as e: sys.exit(f"bench_gpu: {e}")
+
+
+if __name__ == "__main__": main()

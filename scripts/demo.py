@@ -4,7 +4,7 @@ import math
 import sys
 import time
 import warnings
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 warnings.filterwarnings("ignore", category=FutureWarning)
@@ -16,14 +16,19 @@ try:
     import fastai.callback.schedule  # noqa: F401
     import matplotlib.pyplot as plt
     import torch
-    from fastai.basics import SGD, CrossEntropyLossFlat, Learner, accuracy, set_seed
+    from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, accuracy, set_seed
 
     from metarisk_nb.callback import BatchRisk, MetaRisk
-    from metarisk_nb.data import fashion_mini, mlp
+    from metarisk_nb.data import fashion_mini
+    from metarisk_nb.lab.cli import stoppable
+    from metarisk_nb.networks import mlp
     from metarisk_nb.plot import plot_evolution, plot_scores
     from metarisk_nb.risk import ICVaR
 except ImportError as e:
     sys.exit(f"demo: {e.name or e} is missing: run `make demo`, which installs what it needs, or `pip install .`")
+except KeyboardInterrupt:
+    print("demo: stopped", file=sys.stderr)
+    sys.exit(130)
 
 
 def options():
@@ -72,9 +77,20 @@ def learner(noise, seed, cbs=None):
                    opt_func=lambda ps, **kw: SGD(ps, **{**kw, **opt}))
 
 
+class LinePerEpoch(Callback):
+    "In a pipe or a log, where a bar would be kilobytes of carriage returns"
+    order = 60  # after the Recorder
+
+    def after_epoch(self):
+        loss, _, acc = self.recorder.values[-1]
+        print(f"  epoch {self.epoch + 1} of {self.n_epoch}: training loss {loss:.2f}, {100 * acc:.0f}% of the noisy validation labels", flush=True)
+
+
 def fit(learn, n_epoch):
     "The paper's schedule: one cycle .005 -> .1 -> 5e-6"
-    with learn.no_logging(): learn.fit_one_cycle(n_epoch, .1, div=20, div_final=2e4, moms=(.9, .9, .9))
+    bar = sys.stdout.isatty()
+    with learn.no_logging(), nullcontext() if bar else learn.no_bar():
+        learn.fit_one_cycle(n_epoch, .1, div=20, div_final=2e4, moms=(.9, .9, .9), cbs=None if bar else LinePerEpoch())
 
 
 def accuracy_of(learn):
@@ -143,4 +159,5 @@ def main():
     print(f"\nThe picture: {o.out}\nNext: `make lab` opens the notebooks; begin with nbs/index.ipynb")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__":
+    with stoppable("demo", "; no picture was saved"): main()

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from metarisk_nb.data import _idx
+from metarisk_nb.readers import idx_array
 
 OUT = Path(__file__).parents[1] / "metarisk_nb/data"
 SEED, PER_CLASS = 0, 1200
 
 
 def main(folder):
-    (x, y), (tx, ty) = [[_idx(Path(folder), f"{o}-{k}-ubyte") for k in ("images-idx3", "labels-idx1")] for o in ("train", "t10k")]
+    (x, y), (tx, ty) = [[idx_array(Path(folder), f"{o}-{k}-ubyte") for k in ("images-idx3", "labels-idx1")] for o in ("train", "t10k")]
     rng = np.random.default_rng(SEED)
     keep = np.sort(np.concatenate([rng.permutation(np.flatnonzero(y == c))[:PER_CLASS] for c in range(10)]))
     data = dict(train_x=x[keep], train_y=y[keep], train_index=keep.astype(np.int32), test_x=tx, test_y=ty)

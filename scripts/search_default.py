@@ -1,9 +1,12 @@
 "Which settings `MetaRisk()` should have: successive halving on the hyper-validation split, `python scripts/search_default.py STAGE`"
 import argparse
+import sys
 import warnings
 from itertools import product
 
-from metarisk_nb.study import Run, sweep
+from metarisk_nb.lab.cli import stoppable
+from metarisk_nb.lab.run import Run
+from metarisk_nb.lab.sweep import sweep
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 
@@ -55,7 +58,9 @@ def main():
     o.add_argument("--figure", help="column to show; by default hyper_clean_acc, hyper_risk for targets")
     o = o.parse_args()
     figure = o.figure or ("hyper_risk" if o.stage == "targets" else "hyper_clean_acc")
-    table(TASKS[o.stage], range(o.seeds), o.jobs, o.methods, [SETTINGS[i] for i in o.pick], figure)
+    with stoppable("search_default", "; what is stored stays, and the same command goes on from there"):
+        try: table(TASKS[o.stage], range(o.seeds), o.jobs, o.methods, [SETTINGS[i] for i in o.pick], figure)
+        except (OSError, RuntimeError) as e: sys.exit(f"search_default: {e}")
 
 
 if __name__ == "__main__": main()

@@ -1,4 +1,4 @@
-"One thread per process, and as many processes as there are processors: the dearest tests start first, what shares a dear fixture stays together"
+"One thread per process and one process per processor: the longest tests start first, and those that share an expensive fixture stay together"
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it brings
@@ -8,10 +8,11 @@ import torch
 
 torch.set_num_threads(1)
 
-# Made once and not once per process: all tests that use one of these run in the same process
+# Fixtures that are made once, and not once per process: the tests that use one of them run in the same process
 SHARED = {"built": "site", "lesson": "widgets", "wheel": "wheel", "results": "distributed"}
-# Seconds of the tests that take long, by a part of their name; a rough figure is enough, it only decides what starts first
-SECONDS = {}
+# Seconds of the tests that take long, by a part of their name, with the fixture made for them; rough figures are enough, they only decide what starts first
+SECONDS = {"test_risk_explorer": 40, "test_no_problem_is_found": 30, "killed": 30, "test_wheel": 20, "two_sweeps": 16, "two_processes_learn": 8, "demo_does_its_job": 12,
+           "handout_has": 15, "bundled_runs": 8, "test_notebook_runs": 8, "[03_": 15, "[05_": 20, "[07_": 14, "[08_": 12, "[09": 12, "test_loop_learns": 5, "both_shapes": 5}
 
 
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="the slow tests too")

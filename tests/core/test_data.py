@@ -116,6 +116,38 @@ def test_folders_of_images_keep_their_names(tmp_path):
     assert list(dls.vocab) == ["cat", "dog"] and dls.c == 2 and len(dls[3].dataset) == 6
 
 
+@pytest.mark.parametrize("load,make,n", [(cifar10, write_images, 6), (fashion_mnist, write_idx, 30)])
+def test_data_lie_where_the_environment_says(tmp_path, monkeypatch, load, make, n):
+    "METARISK_DATA is read by every loader, and a path goes before it"
+    make(tmp_path / "one")
+    monkeypatch.setenv("METARISK_DATA", str(tmp_path / "one"))
+    assert len(load(bs=9, device=CPU)[3].dataset) == n
+    with pytest.raises(FileNotFoundError, match="two"): load(tmp_path / "two")
+    monkeypatch.setenv("METARISK_DATA", str(tmp_path / "three"))
+    with pytest.raises(FileNotFoundError, match=f"is not in {tmp_path / 'three'}"): load()
+    assert len(load(tmp_path / "one", bs=9, device=CPU)[3].dataset) == n
+
+
+def test_root_of_the_data(monkeypatch):
+    home = Path.home() / ".cache" / "torchvision"
+    monkeypatch.delenv("METARISK_DATA", raising=False)
+    assert data_root() == data_root("") == home and data_root("x") == data_root(Path("x")) == Path("x")
+    monkeypatch.setenv("METARISK_DATA", "")
+    assert data_root() == home
+    monkeypatch.setenv("METARISK_DATA", "y")
+    assert data_root() == data_root("") == Path("y") and data_root("x") == Path("x")
+
+
+def test_a_study_reads_where_the_data_lie(tmp_path, monkeypatch):
+    from metarisk_nb.lab import train
+    seen = []
+    monkeypatch.setenv("METARISK_DATA", str(tmp_path))
+    monkeypatch.setattr(train, "arrays_of", lambda name, root: seen.append(root) or 1 / 0)
+    for path, want in ((None, tmp_path), ("", tmp_path), ("x", Path("x"))):
+        with pytest.raises(ZeroDivisionError): train.learner_of(train.Run(data="cifar10"), path)
+        assert seen.pop() == want == data_root(path)
+
+
 def test_a_bad_folder_of_images_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="one/test is missing"): cifar10(write_images(tmp_path / "one", train=20))
     with pytest.raises(FileNotFoundError, match="two/train is missing"): cifar10(write_images(tmp_path / "two", test=20))

@@ -229,6 +229,56 @@ def test_a_backward_pass_apart_from_the_graph_is_refused_and_the_way_out_is_righ
     agrees(model, k, eps=1e-4, reference=plain, method="finite_difference")
 
 
+class Stops(nn.Module):
+    "A part of the network counts as a constant in the backward pass, though not in forward mode"
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(6, 6), nn.Linear(6, 3), how
+    def forward(self, x):
+        z = torch.tanh(self.a(x))
+        if self.how == "no_grad":
+            with torch.no_grad(): scale = z.norm(dim=1, keepdim=True)
+            z = z / scale
+        if self.how == "hook" and z.requires_grad: z.register_hook(lambda g: -g)
+        if self.how == "momentum":
+            with torch.no_grad(): z = z + torch.tanh(self.a(x.flip(0)))
+        if self.how == "set_grad":
+            torch.set_grad_enabled(False)
+            shift = self.b.weight.mean()
+            torch.set_grad_enabled(True)
+            z = z * shift
+        return self.b(z)
+
+
+@KS
+@pytest.mark.parametrize("how", ["no_grad", "hook", "momentum", "set_grad"])
+def test_what_only_the_backward_pass_knows(how, k):
+    torch.manual_seed(0)
+    agrees(Stops(how).double(), k)
+
+
+@KS
+@pytest.mark.parametrize("inner", [torch.bfloat16, torch.float16])
+def test_a_model_that_computes_in_half_precision_is_not_mistaken_for_one(inner, k):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        def forward(self, x): return self.b(torch.tanh(F.linear(x.to(inner), self.a.weight.to(inner)).double()))
+    torch.manual_seed(0)
+    agrees(Net().double(), k, eps=.02)
+
+
+def test_a_pass_that_cannot_be_repeated_is_refused():
+    "Randomness that nobody can seed"
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.draw = nn.Linear(6, 3), iter([.1, .9, .4, .7, .3] * 99).__next__
+        def forward(self, x): return self.out(x * self.draw())
+    with pytest.raises(ValueError, match="a repeated pass gives other losses"): hypergradient(Net().double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+
+
 # --- 4. Inputs that are edited in place
 
 class Edits(nn.Module):
@@ -347,20 +397,18 @@ def nodes(fn):
 @pytest.mark.parametrize("net,convs,norms", [(lambda: nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)), 1, 1),
                                              (lambda: __import__("metarisk_nb.data").data.cnn(3, 3, (4, 8), (1, 2)), 2, 2), (lambda: __import__("metarisk_nb.data").data.resnet18_32(3, 3), 20, 20),
                                              (lambda: Body(nn.Flatten(), conv(CALLS["ints"]), n=256), 1, 0)])
-@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_kernels_are_used_where_they_should_be(net, convs, norms, k, monkeypatch):
-    "Counted in the graph of every pass that has one: a new torch must not switch them off unseen"
-    counts = []
+    "One forward-mode pass, and a graph to be differentiated twice for each step before: a new torch must not switch them off unseen"
+    graphs, jvps = [], []
     def loss(pred, y):
-        if pred.grad_fn is not None: counts.append([sum(o == f"{n}Backward" for o in nodes(pred.grad_fn)) for n in ("Conv", "Norm")])
+        if pred.grad_fn is not None: graphs.append(tuple(sum(o == f"{n}Backward" for o in nodes(pred.grad_fn)) for n in ("Conv", "Norm")))
         return ce(pred, y)
-    hypergradient(net().double(), reducer(), ExpectedValue(), loss, *batches(k, (3, 8, 8)), .01)
-    assert len(counts) == 2 * k and all(o == [convs, norms] for o in counts), counts
-    jvps = []
     from metarisk_nb import kernels
     for o in (kernels.Conv, kernels.Norm): monkeypatch.setattr(o, "jvp", staticmethod(lambda *args, was=o.jvp, n=o.__name__: jvps.append(n) or was(*args)))
-    hypergradient(net().double(), reducer(), ExpectedValue(), ce, *batches(k, (3, 8, 8)), .01)
+    hypergradient(net().double(), reducer(), ExpectedValue(), loss, *batches(k, (3, 8, 8)), .01)
     assert (jvps.count("Conv"), jvps.count("Norm")) == (convs, norms)
+    assert graphs == [(0, 0)] * (k + 1) + [(convs, norms)] * (k - 1)  # the first passes are differentiated once: torch's own are faster
 
 
 # --- 6. A gradient within the forward pass
@@ -593,9 +641,10 @@ class Mixed(nn.Module):
 
 @KS
 @pytest.mark.parametrize("first,second", [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)])
-def test_finite_differences_of_mixed_precision(first, second, k):
+@pytest.mark.parametrize("loss", [torch.float32, torch.float64])
+def test_finite_differences_of_mixed_precision(first, second, loss, k):
     model = Mixed(first, second)
-    args = reducer(), ExpectedValue(), ce, *batches(k), .1
+    args = reducer(), ExpectedValue(), lambda pred, y: ce(pred, y).to(loss), *batches(k), .1
     same(hypergradient(model, *args, method="finite_difference")[1], hypergradient(model, *args)[1], 1e-2)
 
 
@@ -667,8 +716,76 @@ def test_edits_that_change_nothing_more_are_differentiated_as_autograd_does(net,
     agrees(model, k)
 
 
-def test_a_frozen_parameter_that_is_edited_is_refused_by_name():
+class Decays(nn.Module):
+    "Every pass makes the weights smaller: a repeated pass has to begin where the first one did"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+    def forward(self, x):
+        with torch.no_grad():
+            for p in self.parameters(): p.mul_(.9)
+        return self.b(torch.tanh(self.a(x)))
+
+
+class Teacher(nn.Module):
+    "Frozen weights that follow the trained ones in every pass"
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False)
+    def forward(self, x):
+        with torch.no_grad():
+            for p, q in zip(self.student.parameters(), self.teacher.parameters()): q.lerp_(p, .3)
+        return self.student(x) * torch.tanh(self.teacher(x))
+
+
+@KS
+@pytest.mark.parametrize("net", [Decays, Teacher, Clamped, Normed])
+def test_edits_in_a_pass_are_those_of_an_unroll_on_copies(net, k):
+    "The unroll with a copy of the frozen parameters for each pass; an edit under no_grad is no part of the graph"
+    torch.manual_seed(0)
+    model = net().double()
+    (train, val), rate, g = batches(k), .1, reducer()
+    before = state(model)
+    got = hypergradient(model, g, ExpectedValue(), ce, train, val, rate)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    ps = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
+    def losses(x, y): return ce(torch.func.functional_call(copy.deepcopy(model), dict(ps), (x,)), y)
+    for x, y in train:
+        grads = torch.autograd.grad(g(losses(x, y)), [*ps.values()], create_graph=True)
+        ps = {n: p - rate * d for (n, p), d in zip(ps.items(), grads)}
+    want = losses(*val).mean()
+    same(got[0], want)
+    same(got[1], torch.autograd.grad(want, g.logits)[0])
+
+
+def test_large_frozen_parameters_that_are_edited_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr("metarisk_nb.hypergrad.most_copied", 0)
     with pytest.raises(RuntimeError, match=r"frozen parameters \['w'\].*make them buffers"): hypergradient(Clamped(frozen=True).double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+    hypergradient(nn.Sequential(nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3)).double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+
+
+class Careful(nn.Module):
+    "A pass that does more where a gradient is wanted"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+    def forward(self, x): return self.b(torch.tanh((2 if torch.is_grad_enabled() else 1) * self.a(x)))
+
+
+class Spectral(nn.Module):
+    "Complex weights"
+    def __init__(self):
+        super().__init__()
+        self.w, self.out = nn.Parameter(torch.randn(4, dtype=torch.cdouble)), nn.Linear(6, 3)
+    def forward(self, x): return self.out(torch.tanh(torch.fft.irfft(torch.fft.rfft(x) * self.w, n=6)))
+
+
+@KS
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+@pytest.mark.parametrize("net", [Careful, Spectral])
+def test_models_that_look_at_the_mode_or_have_complex_weights(net, method, k):
+    torch.manual_seed(0)
+    agrees(net().double(), k, eps=1e-6 if method == "exact" else 1e-3, method=method)
 
 
 @pytest.mark.filterwarnings("ignore")

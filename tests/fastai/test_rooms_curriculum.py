@@ -20,7 +20,6 @@ from metarisk_nb.hypergrad import hypergradient
 from metarisk_nb.losses import gce_loss, mae_loss
 from metarisk_nb.risk import as_risk
 
-
 # --- A plain loop
 
 @pytest.mark.parametrize("risk,kw", [("expected", {}), ("expected", dict(knots=None, floor=0)), ("cvar:.3", dict(relax=1, warmup=1)), ("icvar:.5", dict(meta_lr=.3, warmup=0))])

@@ -5,24 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from metarisk_nb.cost import (
-    bench_gpu,
-    contenders,
-    cost_model,
-    load_costs,
-    measure,
-    overhead,
-    overhead_ratios,
-    peak_memory,
-    peers,
-    plot_cost,
-    report,
-    take_turns,
-    throughput,
-    work,
-    workloads,
-)
-from metarisk_nb.study import Run
+from metarisk_nb.lab.bench import bench_gpu, measure_cost, overhead, peak_memory, take_turns, throughput
+from metarisk_nb.lab.contenders import contenders, cost_model, peers, work, workloads
+from metarisk_nb.lab.report import load_costs, overhead_ratios, plot_cost, report
+from metarisk_nb.lab.run import Run
 
 small = dict(mlp=20, cnn=16, resnet18=8)  # batches, so that the tests stay short
 
@@ -54,15 +40,15 @@ def test_turns_name_a_failure_and_time_the_rest(monkeypatch):
 
 
 def test_store_and_report(tmp_path, monkeypatch):
-    monkeypatch.setattr("metarisk_nb.cost.peak_memory", lambda name, k, names, *_: dict.fromkeys(names, 10.) | dict(exact=3.))
-    r = measure("mlp", 1, 1, ["exact", "unroll", "first_order"], skip=dict(first_order="left out here"), b=4, out=tmp_path)
+    monkeypatch.setattr("metarisk_nb.lab.bench.peak_memory", lambda name, k, names, *_: dict.fromkeys(names, 10.) | dict(exact=3.))
+    r = measure_cost("mlp", 1, 1, ["exact", "unroll", "first_order"], skip=dict(first_order="left out here"), b=4, out=tmp_path)
     assert load_costs(tmp_path) == [json.loads((tmp_path / "mlp_1.json").read_text())] == [r] and not [*tmp_path.glob(".*.tmp")]
     r["rows"]["exact"]["seconds"], r["rows"]["unroll"]["seconds"] = [1., 1.], [2., 2.]
     out = report([r])
     assert "first_order        not measured: left out here" in out
-    assert "exact, mlp, K=1: time by the best peer 0.5 (target at most 0.7): met" in out
+    assert "exact, mlp, K=1: time by the best peer 0.5 (goal: at most 0.7): met" in out
     r["rows"]["exact"]["seconds"] = [3., 3.]
-    assert "time by the best peer 1.5 (target at most 0.7): not met" in report([r])
+    assert "time by the best peer 1.5 (goal: at most 0.7): not met" in report([r])
     assert len(plot_cost([r])) == 1
 
 
@@ -78,8 +64,8 @@ def test_unknown_workload_is_named():
 
 def test_throughput_counts_the_steps_after_the_first_twenty(monkeypatch):
     clock = iter(range(10**6))
-    monkeypatch.setattr("metarisk_nb.cost._now", lambda: float(next(clock)))  # one second between its start and its end
-    monkeypatch.setattr("metarisk_nb.cost.time.perf_counter", lambda: 0.)
+    monkeypatch.setattr("metarisk_nb.lab.bench.clock", lambda: float(next(clock)))  # one second between its start and its end
+    monkeypatch.setattr("metarisk_nb.lab.bench.time.perf_counter", lambda: 0.)
     assert throughput(Run(steps=60), 10) == 40.
     monkeypatch.undo()
     assert throughput(Run(steps=10**6), .2) > 0  # ends long before its steps are over

@@ -10,12 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metarisk_nb import scales as mod
-from metarisk_nb import study, training
 from metarisk_nb.callback import MetaRisk
-from metarisk_nb.scales import *
-from metarisk_nb.study import *
-from metarisk_nb.training import *
+from metarisk_nb.lab import datasets
+from metarisk_nb.lab import plan as mod
+from metarisk_nb.lab import sweep as engine
+from metarisk_nb.lab.cli import main
+from metarisk_nb.lab.datasets import arrays_of, study_data
+from metarisk_nb.lab.methods import recipes
+from metarisk_nb.lab.plan import *
+from metarisk_nb.lab.run import Run
+from metarisk_nb.lab.scales import *
+from metarisk_nb.lab.store import record_file, write_record
+from metarisk_nb.lab.sweep import sweep
+from metarisk_nb.lab.train import learner_of
 
 COMMAND = Path(sys.executable).with_name("metarisk_study")
 COUNTS = dict(cpu=dict(risk=5*6*5 + 3*3*4, noise=5*48 + 5*3*2 + 5*2*3 + 3*2 + 3*2*6, shift=3*4*2 + 3*4 + 3*2*2, fails=5*2 + 5*2*6 + 1 + 2),
@@ -88,12 +95,12 @@ def test_smoke_scale_is_the_papers_with_small_data_and_few_steps():
 
 @pytest.fixture
 def few_digits(monkeypatch):
-    x, y = training.load_digits(return_X_y=True)
+    x, y = datasets.load_digits(return_X_y=True)
     x = x.reshape(-1, 8, 8).astype(np.float32)
-    monkeypatch.setitem(training.study_data, "digits", (lambda path: ((x[:140], y[:140]), (x[140:160], y[140:160])), training.study_data["digits"][1]))
-    training._arrays.cache_clear()
+    monkeypatch.setitem(study_data, "digits", (lambda path: ((x[:140], y[:140]), (x[140:160], y[140:160])), study_data["digits"][1]))
+    arrays_of.cache_clear()
     yield
-    training._arrays.cache_clear()
+    arrays_of.cache_clear()
 
 
 def test_smoke_runs_train(few_digits, tmp_path):
@@ -129,7 +136,7 @@ def store_of(folder, **seconds):
     "A store with a run of each method on digits, of 100 steps, that took so long"
     for m, s in seconds.items():
         r = Run("risk", method=m, steps=100)
-        study._write(study._file(r, folder), dict(key=r.key, config=r.config, figures={}, seconds=s, trace=[]))
+        write_record(record_file(r, folder), dict(key=r.key, config=r.config, figures={}, seconds=s, trace=[]))
     return folder
 
 
@@ -157,7 +164,7 @@ def test_plan_for_a_gpu_is_estimated(tmp_path):
 
 def test_sizes_for_times_are_those_of_the_data():
     for name in ("digits", "fashion_mini"):
-        dls = study._learner(Run(data=name))[0].dls
+        dls = learner_of(Run(data=name))[0].dls
         assert mod._image[name] == tuple(dls.train_ds.x.shape[1:]) and mod._n[name] == sum(map(len, (o.dataset for o in dls.loaders[:3])))
     assert set(mod._image) == set(mod._n) == set(study_data)
 
@@ -188,7 +195,7 @@ def test_list_names_studies_and_scales(capsys):
 
 def test_dry_run_counts_what_is_done(capsys, tmp_path):
     r = study_runs("risk", "smoke")[0]
-    study._write(study._file(r, tmp_path), dict(key=r.key, config=r.config, figures={}, seconds=6., trace=[]))
+    write_record(record_file(r, tmp_path), dict(key=r.key, config=r.config, figures={}, seconds=6., trace=[]))
     status, out = said(capsys, "risk", "--scale", "smoke", "--store", tmp_path, "--dry-run")
     assert status == 0 and re.search(r"digits +resnet18_32 +expected +1 +1 +measured", out) and "5 runs, 1 done" in out
 
@@ -209,7 +216,7 @@ def test_bad_options_are_named(capsys, tmp_path, args, status, says):
 
 
 def test_failed_runs_end_the_command_with_their_names(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_train", lambda r, *args: (_ for _ in ()).throw(OSError("no such disk")))
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: (_ for _ in ()).throw(OSError("no such disk")))
     status, out = said(capsys, "risk", "--scale", "smoke", "--store", tmp_path)
     assert status == 1 and "metarisk_study: 5 of 5 runs failed" in out and out.count("no such disk") == 5
 
@@ -220,13 +227,13 @@ def made_up(r, *args):
 
 def test_the_command_sums_up(capsys, tmp_path, monkeypatch):
     "Each setting has a line of its own, n is its seeds"
-    monkeypatch.setattr(study, "_train", made_up)
+    monkeypatch.setattr(engine, "train_run", made_up)
     status, out = said(capsys, "risk", "--scale", "smoke", "--seeds", 3, "--store", tmp_path)
     assert status == 0 and re.search(r"^ *warm +3 +1 +1 +80 +0$", out, re.M) and len(re.findall(r" 3 +1 +1 +80 +0$", out, re.M)) == 5
 
 
 def test_the_command_mixes_no_settings(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(study, "_train", made_up)
+    monkeypatch.setattr(engine, "train_run", made_up)
     out = said(capsys, "shift", "--store", tmp_path)[1]
     assert len(re.findall(r" 3 +1 +1 +80 +0$", out, re.M)) == 16  # 48 runs, three seeds of a setting
 

@@ -1,14 +1,19 @@
 "Runs, their keys, the store and sweeps"
+import importlib
+import inspect
 import json
 import os
+import pickle
+import resource
 import signal
-import subprocess
 import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -17,21 +22,26 @@ import pytest
 import torch
 from fastai.callback.core import Callback
 from fastai.torch_core import no_random
+from forks import Forked, OnTerminal, wait_for
 
-from metarisk_nb import study, training
 from metarisk_nb.callback import BatchRisk, History, MetaRisk, RiskMetric
 from metarisk_nb.data import RandomCropFlip, shifts
-from metarisk_nb.study import *
-from metarisk_nb.training import *
+from metarisk_nb.lab import datasets, methods, train
+from metarisk_nb.lab import run as runs
+from metarisk_nb.lab import store as files_of
+from metarisk_nb.lab import sweep as engine
+from metarisk_nb.lab.datasets import *
+from metarisk_nb.lab.methods import *
+from metarisk_nb.lab.run import Run, makers
+from metarisk_nb.lab.store import *
+from metarisk_nb.lab.sweep import run, sweep
+from metarisk_nb.lab.train import learner_of, train_run
 
+STORE = Path(__file__).parents[2] / "nbs/results"
 short = dict(steps=30, noise=.4)
 REPLAYS, CLEAN = ("frozen", "replayed", "shuffled"), ("joined", "finetuned", "clean_only")
+two_jobs = pytest.mark.xdist_group("two jobs")  # the processes that joblib keeps serve all of these tests
 FIGURES = {f"{s}_{k}" for s in ("valid", "hyper", "hyper_clean", "test") for k in ("risk", "acc", "ce")}
-
-
-def python(code, *args, **kwargs):
-    return subprocess.Popen([sys.executable, "-W", "ignore", "-c", code, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True, **kwargs)
 
 
 def files(store): return sorted(o.name for o in Path(store).rglob("*") if o.is_file() and o.suffix != ".lock")
@@ -45,10 +55,12 @@ def figures(row): return row[sorted(FIGURES)].to_dict()
 
 # --- Run and its key
 
-def test_key_is_the_same_in_another_process():
-    code = "from metarisk_nb.study import Run; print(Run(noise=.4, meta={'every': 5}).key)"
-    out = python(code, env={**os.environ, "PYTHONHASHSEED": "7"}).communicate()[0]
-    assert out.split()[-1] == Run(noise=.4, meta={"every": 5}).key
+def say_key(): print(hash("a"), Run(noise=.4, meta={"every": 5}).key)
+
+
+def test_key_is_the_same_in_another_process(tmp_path):
+    other, key = Forked(say_key, out=tmp_path / "out").wait()[1].split()
+    assert key == Run(noise=.4, meta={"every": 5}).key and int(other) != hash("a")  # whose strings have other hashes
 
 
 def test_key_does_not_depend_on_spelling():
@@ -68,24 +80,83 @@ def test_a_changed_default_changes_the_key(monkeypatch):
     class Other(MetaRisk):
         def __init__(self, risk="expected", n_inner=1, every=11, **kwargs): super().__init__(risk, n_inner, every, **kwargs)
     old, plain, given = Run().key, Run(method="expected").key, Run(meta=dict(every=10, meta_lr=.1)).key
-    monkeypatch.setitem(study._meta_makers, "learned", Other)
+    monkeypatch.setitem(makers, "learned", Other)
     assert Run().settings["every"] == 11 and Run().key != old
     assert Run(method="expected").key == plain and Run(meta=dict(every=10, meta_lr=.1)).settings == dict(Run().settings, every=10, meta_lr=.1)
     assert Run(meta=dict(every=10, meta_lr=.1)).key == given
     monkeypatch.undo()
-    monkeypatch.setattr(study, "rules", study.rules + 1)
+    monkeypatch.setattr(runs, "rules", runs.rules + 1)
     assert Run().key != old
 
 
-def test_settings_are_all_arguments_of_the_callback():
-    import inspect
+def test_settings_are_the_arguments_of_the_callback():
     names = set(inspect.signature(MetaRisk).parameters) - {"risk", "meta_dl", "loss_func"}
+    assert set(runs.first_settings) <= names and len(runs.first_settings) == 13
     for method in ("learned", "paper"):
-        assert set(Run(method=method).settings) == names
+        assert set(Run(method=method).settings) == set(runs.first_settings)
         json.dumps(Run(method=method).config)
     s = Run(method="paper").settings
     assert (s["n_inner"], s["every"], s["meta_lr"], s["knots"], s["meta_bs"], s["fresh"]) == (5, 1, 1e-3, None, 2000, True)
     assert Run(method="expected").settings == {} and Run(method="paper", meta=dict(n_inner=2)).settings["n_inner"] == 2
+
+
+def test_every_stored_record_is_found_again():
+    n = 0
+    for fn in STORE.glob("*/*.json"):
+        rec = json.loads(fn.read_text())
+        if "config" not in rec: continue  # the figures of the benchmark
+        own = {f.name for f in fields(Run) if f.init}
+        assert Run(**{k: v for k, v in rec["config"].items() if k in own}).key == rec["key"] == fn.stem, fn
+        n += 1
+    assert n == 1368
+
+
+@pytest.mark.parametrize("method", ["learned", "paper", "frozen"])
+@pytest.mark.parametrize("tells", [False, True], ids=["by its attributes", "by its settings"])
+def test_a_new_argument_leaves_the_keys_alone_until_it_is_used(monkeypatch, tells, method):
+    class Newer(MetaRisk):
+        def __init__(self, risk="expected", n_inner=1, rank="auto", view=None, **kwargs):
+            super().__init__(risk, n_inner, **kwargs)
+            self.rank, self.view = rank, view
+            if tells: self.settings = {k: getattr(self, k) for k in names}
+        @classmethod
+        def paper(cls, risk="expected", **kwargs): return super().paper(risk, **{"rank": "loss", **kwargs})
+    old, other = Run(method=method, noise=.2), Run(method=method, noise=.2, meta=dict(warmup=3))
+    names = [*runs._arguments(), "rank", "view"]
+    monkeypatch.setattr(runs, "_arguments", lambda: names)
+    monkeypatch.setitem(makers, method, dict(paper=Newer.paper).get(method, Newer))
+    default = dict(paper="loss").get(method, "auto")
+    for meta in ({}, dict(rank=default), dict(view=None), dict(rank=default, view=None)): assert Run(method=method, noise=.2, meta=meta).settings == old.settings
+    assert Run(method=method, noise=.2).key == old.key and Run(method=method, noise=.2, meta=dict(warmup=3)).key == other.key
+    used = {Run(method=method, noise=.2, meta=meta).key for meta in (dict(rank="margin"), dict(view=2), dict(rank="margin", view=2))}
+    assert len(used | {old.key}) == 4
+
+
+OLD_NAMES = dict(
+    training="cifar10_classes study_data recipes network measure StepsDL", study="rules Run run sweep load_results record history",
+    cost="""Work Workload workloads ours peers contenders every images targets overhead_runs plan heavy cross_entropy work cost_model take_turns
+        peak_memory measure load_costs ratio best_peer model_ratio report throughput overhead overhead_ratios bench bench_gpu plot_cost""",
+    scales="targets scales gpus study_runs times_plain plan main",
+    tables="""paper_risk paper_acc paper_clean paper_noise bootstrap paired beside verdicts compare four_tables headlines as_markdown""")
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_old_modules_keep_their_names(name):
+    mod, names = importlib.import_module(f"metarisk_nb.{name}"), OLD_NAMES[name].split()
+    assert set(mod.__all__) == set(names) and "Moved to metarisk_nb.lab" in mod.__doc__
+    for o in names: assert hasattr(mod, o) and (not inspect.isclass(getattr(mod, o)) or getattr(mod, o).__module__.startswith("metarisk_nb.lab."))
+
+
+def test_all_brings_every_old_name():
+    import metarisk_nb.all as everything
+    for o in f"{OLD_NAMES['training']} {OLD_NAMES['study']} mlp cnn resnet18_32 cifar10 data_root MetaRisk plot_scores stored_runs".split(): assert hasattr(everything, o), o
+    assert everything.Run is Run and everything.run is run and everything.measure is measure
+
+
+def test_a_run_pickled_under_its_old_module_is_read():
+    r = Run(noise=.2, meta=dict(every=5))
+    raw = pickle.dumps(r, protocol=0).replace(b"metarisk_nb.lab.run", b"metarisk_nb.study")
+    assert b"metarisk_nb.study" in raw and pickle.loads(raw) == r and pickle.loads(raw).key == r.key and type(pickle.loads(raw)) is Run
 
 
 @pytest.mark.parametrize("name,bad", [("data", "mnist"), ("data", None), ("method", "magic"), ("method", ["learned"]), ("objective", "cva"),
@@ -104,7 +175,7 @@ def test_values_that_do_not_fit_each_other_are_refused():
     with pytest.raises(ValueError, match="every must be"): Run(meta=dict(every=0))
     for m in ("oracle", "coteaching"):
         with pytest.raises(ValueError, match="needs some right labels"): Run(method=m, noise=1, noise_kind="pairflip")
-    with pytest.raises(ValueError, match="bs must be at most 1000"): study._train(Run(bs=1001, steps=2))
+    with pytest.raises(ValueError, match="bs must be at most 1000"): train_run(Run(bs=1001, steps=2))
     for m in CLEAN:
         with pytest.raises(ValueError, match=f"method {m} trains on a clean part: it needs clean_valid=True"): Run(method=m)
 
@@ -118,7 +189,7 @@ def test_source_of_replayed_weights():
 
 def test_share_of_wrong_labels():
     assert Run(noise=.5).wrong == pytest.approx(.45) and Run(noise=.5, noise_kind="pairflip").wrong == .5 and Run().wrong == 0
-    learn, _ = study._learner(Run(noise=.5))
+    learn, _ = learner_of(Run(noise=.5))
     s = learn.dls.train_ds
     assert (s.y != s.clean).float().mean().item() == pytest.approx(.45, abs=.05)
 
@@ -126,16 +197,16 @@ def test_share_of_wrong_labels():
 # --- Data
 
 def test_splits():
-    a, b = (study._learner(Run(noise=.4, seed=s))[0].dls for s in (0, 1))
+    a, b = (learner_of(Run(noise=.4, seed=s))[0].dls for s in (0, 1))
     assert [len(o.dataset) for o in a] == [1000, 200, 200, 397]
     assert torch.equal(a[3].dataset.y, b[3].dataset.y) and not torch.equal(a[0].dataset.x, b[0].dataset.x)
     rows = [set(map(tuple, o.dataset.x.flatten(1).tolist())) for o in a]
     assert sum(map(len, rows)) == len(set.union(*rows)) == 1797  # no image twice, none in two splits
-    assert [len(o.dataset) for o in study._learner(Run(data="fashion_mini"))[0].dls] == [10800, 600, 600, 10000]
+    assert [len(o.dataset) for o in learner_of(Run(data="fashion_mini"))[0].dls] == [10800, 600, 600, 10000]
     for kw in (dict(clean_valid=True), {}):
-        d = study._learner(Run(noise=.5, **kw))[0].dls
+        d = learner_of(Run(noise=.5, **kw))[0].dls
         assert [bool((o.dataset.y != o.dataset.clean).any()) for o in d] == [True, not kw, True, False]
-    assert [len(o.dataset) for o in study._learner(Run(valid_share=.05))[0].dls] == [1000, 70, 330, 397]
+    assert [len(o.dataset) for o in learner_of(Run(valid_share=.05))[0].dls] == [1000, 70, 330, 397]
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -143,7 +214,7 @@ def test_splits():
 def test_a_shift_moves_some_splits(shift, moved, clean):
     "Meta-validation is as the test set with clean_valid, else as the training set"
     r = Run(shift=shift, clean_valid=clean, noise=.4, seed=2)
-    now, was = (study._learner(o)[0].dls for o in (r, replace(r, shift="none")))
+    now, was = (learner_of(o)[0].dls for o in (r, replace(r, shift="none")))
     moved = moved | ({1} if clean == (shift == "images") else set())
     for i in range(4):
         got, own = now[i].dataset, was[i].dataset
@@ -158,7 +229,7 @@ def images(tmp_path):
     "A folder of CIFAR-10's layout with 4 + 2 images a class"
     g = np.random.default_rng(0)
     for part, n in (("train", 4), ("test", 2)):
-        for c in training.cifar10_classes:
+        for c in cifar10_classes:
             (tmp_path / part / c).mkdir(parents=True)
             for i in range(n): PIL.Image.fromarray(g.integers(0, 255, (32, 32, 3), np.uint8)).save(tmp_path / part / c / f"{i}.png")
     return tmp_path
@@ -167,20 +238,20 @@ def images(tmp_path):
 def test_cifar10_is_read_once_and_kept(images, monkeypatch, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
     r = Run(data="cifar10", arch="cnn:4-4/2-2", steps=2, bs=8)
-    training._arrays.cache_clear()
+    arrays_of.cache_clear()
     a = run(r, store, path=images)
-    training._arrays.cache_clear()
-    monkeypatch.setattr(training, "cifar10_arrays", lambda path: pytest.fail("decoded again"))
+    arrays_of.cache_clear()
+    monkeypatch.setattr(datasets, "cifar10_arrays", lambda path: pytest.fail("decoded again"))
     monkeypatch.setenv("METARISK_DATA", str(images))
     b = run(r, tmp_path_factory.mktemp("other"))
     assert figures(a) == figures(b) and a.data_mark == b.data_mark and not list(images.glob(".*"))
 
 
 def test_cifar10_cut_is_averaged(images, monkeypatch):
-    monkeypatch.setattr(training, "_first_of_each", lambda y, n, f=training._first_of_each: f(y, 3))
-    (x, y), (tx, ty) = training._cifar10_cut(images)
+    monkeypatch.setattr(datasets, "_first_of_each", lambda y, n, f=datasets._first_of_each: f(y, 3))
+    (x, y), (tx, ty) = datasets._cifar10_cut(images)
     assert x.shape == (30, 3, 16, 16) and tx.shape == (20, 3, 16, 16) and np.bincount(y).tolist() == [3] * 10
-    full = training._cifar10(images)[1][0]
+    full = datasets._cifar10(images)[1][0]
     assert np.allclose(tx, torch.nn.functional.avg_pool2d(torch.tensor(full).float(), 2).numpy())
 
 
@@ -188,8 +259,8 @@ def test_arrays_that_cannot_be_kept_are_still_read(images, monkeypatch):
     def full(f, **kw):
         f.write(b"half")
         raise OSError(28, "No space left on device")
-    monkeypatch.setattr(training.np, "savez", full)
-    with pytest.warns(UserWarning, match="could not be written"): (x, _), _ = training._cifar10(images)
+    monkeypatch.setattr(datasets.np, "savez", full)
+    with pytest.warns(UserWarning, match="could not be written"): (x, _), _ = datasets._cifar10(images)
     assert x.shape == (40, 3, 32, 32) and sorted(o.name for o in images.iterdir()) == ["test", "train"]
 
 
@@ -217,7 +288,7 @@ CURRICULUM = np.array([0, 8, 20]), g.dirichlet(np.ones(100), 3)  # Steps and wei
 def trained(r, source=CURRICULUM):
     with no_random(r.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        learn, _ = study._learner(r)
+        learn, _ = learner_of(r)
         learn.add_cb(c := Counter())
         with learn.no_bar(), learn.no_logging(): recipes[r.method](learn, r, *(source if r.source else ()))
     return learn, c
@@ -239,7 +310,7 @@ def test_schedule_spreads_over_exactly_the_steps():
 
 def test_weight_decay_is_coupled_and_on_every_parameter():
     learn, _ = trained(Run(method="expected", steps=1, wd=.5, mom=0, lr=.1, div=1))
-    with no_random(0): start = study._learner(Run())[0].model.state_dict()
+    with no_random(0): start = learner_of(Run())[0].model.state_dict()
     free, _ = trained(Run(method="expected", steps=1, wd=0, mom=0, lr=.1, div=1))
     for (n, p), q in zip(learn.model.named_parameters(), free.model.parameters()):
         assert torch.allclose(q - p, .1 * .5 * start[n], atol=1e-6), n
@@ -275,7 +346,7 @@ def test_methods_differ_where_they_should():
 
 def test_coteaching_keeps_what_it_should(monkeypatch):
     kept = []
-    monkeypatch.setattr(training, "ICVaR", lambda a: kept.append(a) or (lambda losses: losses.mean()))
+    monkeypatch.setattr(methods, "ICVaR", lambda a: kept.append(a) or (lambda losses: losses.mean()))
     trained(Run(method="coteaching", noise=.4, steps=50))
     assert kept[:11] == pytest.approx([1 - .36 * i / 10 for i in range(11)]) and kept[11:] == pytest.approx([.64] * 39)
 
@@ -314,14 +385,14 @@ def test_shuffled_weights_are_dealt_to_other_ranks(used, seed):
 
 def test_a_long_curriculum_keeps_its_ends():
     w = g.dirichlet(np.ones(7), 3)
-    h = training._schedule(np.array([0, 900, 5000]), w)
+    h = methods._schedule(np.array([0, 900, 5000]), w)
     assert len(h) == 256 and h.steps[0] == 0 and h.steps[-1] == 5000
     for s in (0, 5000): assert np.allclose(h.at(s).weights(7), w[0 if s == 0 else 2], atol=1e-6)
 
 
 def test_replayed_runs_train_their_sources_once(tmp_path, monkeypatch):
-    begun, train = [], study._train
-    monkeypatch.setattr(study, "_train", lambda r, path, *source: begun.append((r, source)) or train(r, path, *source))
+    begun, train = [], engine.train_run
+    monkeypatch.setattr(engine, "train_run", lambda r, path, *source: begun.append((r, source)) or train(r, path, *source))
     runs = [Run(method=m, **short) for m in ("replayed", "frozen", "shuffled")]
     df = sweep(runs, store=tmp_path)
     assert [r for r, _ in begun] == [runs[0].source, *runs[:1], runs[1].source, *runs[1:]] and list(df.method) == [r.method for r in runs]
@@ -336,7 +407,7 @@ def rows(s): return torch.cat([s.x.flatten(1), s.y[:, None]], 1)
 
 def test_what_the_clean_methods_train_on():
     dls = {m: trained(of(m, steps=20, noise=.4)) for m in CLEAN}
-    train, valid = (o.dataset for o in study._learner(of("joined", noise=.4))[0].dls.loaders[:2])
+    train, valid = (o.dataset for o in learner_of(of("joined", noise=.4))[0].dls.loaders[:2])
     assert not torch.equal(train.y, train.clean) and torch.equal(valid.y, valid.clean)
     assert torch.equal(rows(dls["joined"][0].dls.train_ds), torch.cat([rows(train), rows(valid)])) and dls["joined"][1].sizes == [1200] * 20
     assert torch.equal(rows(dls["clean_only"][0].dls.train_ds), rows(valid)) and dls["clean_only"][1].sizes == [200] * 20
@@ -357,7 +428,7 @@ def test_trace(tmp_path, method, noise):
     assert (row.selected_step, row.selected_acc) == (trace[at]["step"], trace[at]["test_acc"])
     if not noise: assert not any("wrong" in o for o in trace)
     else:
-        s = study._learner(r)[0].dls.train_ds
+        s = learner_of(r)[0].dls.train_ds
         share = (s.y != s.clean).float().mean().item()
         for o in trace: assert len(o["wrong"]) == 20 and np.mean(o["wrong"]) == pytest.approx(share, abs=1e-5)
         assert trace[-1]["wrong"][0] > .8 and trace[-1]["wrong"][-1] < .2  # from the highest losses to the lowest
@@ -365,7 +436,7 @@ def test_trace(tmp_path, method, noise):
 
 def test_the_first_of_equals_is_picked():
     trace = [dict(step=s, valid_acc=v, test_acc=t) for s, v, t in ((1, 50., 60.), (2, 70., 61.), (3, 70., 80.), (4, 60., 79.))]
-    assert study._picked(trace) == dict(best_acc=80., selected_acc=61., selected_step=2) and study._picked([]) == {}
+    assert files_of._picked(trace) == dict(best_acc=80., selected_acc=61., selected_step=2) and files_of._picked([]) == {}
 
 
 class Sealed:
@@ -378,18 +449,18 @@ class Sealed:
 
 @pytest.mark.parametrize("method", ["learned", "warm", "finetuned"])
 def test_the_test_set_is_read_after_training(monkeypatch, method):
-    seen, now, make, recipe = [], ["before"], study._learner, recipes[method]
+    seen, now, make, recipe = [], ["before"], train.learner_of, recipes[method]
     def sealed(*args):
         learn, mark = make(*args)
         learn.dls.loaders[3] = Sealed(learn.dls[3], seen, now)
         return learn, mark
-    def train(*args):
+    def fit(*args):
         now.append("training")
         recipe(*args)
         now.append("after")
-    monkeypatch.setattr(study, "_learner", sealed)
-    monkeypatch.setitem(recipes, method, train)
-    rec = study._train(of(method, patience=5, **short))
+    monkeypatch.setattr(train, "learner_of", sealed)
+    monkeypatch.setitem(recipes, method, fit)
+    rec = train_run(of(method, patience=5, **short))
     assert set(seen) == {"after"} and len(rec["trace"]) == 10
 
 
@@ -399,7 +470,7 @@ def test_patience_counts_passes_without_improvement(monkeypatch, noise, better):
     def scripted(*args, **kw):
         v = next(told)
         return dict(hyper_acc=v if better == "hyper_acc" else 0., hyper_risk=-v if better == "hyper_risk" else 0.)
-    monkeypatch.setattr(training, "measure", scripted)
+    monkeypatch.setattr(methods, "measure", scripted)
     assert trained(Run(method="expected", noise=noise, steps=300, patience=3))[1].n == 80 and next(told) == 8.
 
 
@@ -422,7 +493,7 @@ def test_augment_moves_training_images_only(augment):
 def test_figures_are_those_of_fastai(tmp_path):
     r = Run(objective="trimmed:.1", **short)
     row, (learn, _) = run(r, tmp_path), trained(r)
-    learn.metrics = [RiskMetric("trimmed:.1"), study.partial(_accuracy)]
+    learn.metrics = [RiskMetric("trimmed:.1"), partial(_accuracy)]
     for i, split in enumerate(("valid", "hyper", "test"), 1):
         with learn.no_bar(): ce, risk, acc = learn.validate(ds_idx=i)
         assert risk == pytest.approx(row[f"{split}_risk"], rel=1e-5) and 100 * acc == pytest.approx(row[f"{split}_acc"], rel=1e-5)
@@ -432,6 +503,7 @@ def test_figures_are_those_of_fastai(tmp_path):
 def _accuracy(pred, y): return (pred.argmax(1) == y).float().mean()
 
 
+@two_jobs
 def test_same_run_same_figures_and_the_callers_random_stream_stays(tmp_path):
     r = Run(**short)
     torch.manual_seed(5)
@@ -447,12 +519,25 @@ def test_same_run_same_figures_and_the_callers_random_stream_stays(tmp_path):
     assert figures(run(Run(**short, seed=1), tmp_path)) != figures(a)
 
 
+def test_learners_of_earlier_runs_are_freed_by_their_weight(monkeypatch):
+    "Digits weigh a third of a megabyte, so hundreds of runs need no collection; a run that follows a quarter of a gigabyte does"
+    collected = []
+    monkeypatch.setattr(train.gc, "collect", lambda: collected.append(1))
+    monkeypatch.setattr(train._leftovers, "size", 0)
+    for seed in range(3): train_run(Run(method="expected", steps=1, seed=seed))
+    assert not collected and train._leftovers.size == 3 * 1400 * 64 * 4
+    monkeypatch.setattr(train._leftovers, "limit", 1400 * 64 * 4)
+    for seed in range(3): train_run(Run(method="expected", steps=1, seed=seed))
+    with pytest.raises(ValueError): train_run(Run(bs=1001, steps=1))
+    assert len(collected) == 4
+
+
 # --- The store
 
 def test_a_stored_run_is_not_trained_again(tmp_path, monkeypatch):
     r = Run(**short)
     a = run(r, tmp_path)
-    monkeypatch.setattr(study, "_train", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(engine, "train_run", lambda *args: pytest.fail("trained again"))
     pd_equal = lambda x, y: x.to_dict() == y.to_dict()
     assert pd_equal(a, run(r, tmp_path)) and len(sweep([r, r], store=tmp_path)) == 1
     assert files(tmp_path) == [f"{r.key}.json"] and (tmp_path / r.study / f"{r.key}.json").stat().st_size < 20_000
@@ -494,37 +579,23 @@ def test_results_have_the_columns_that_studies_read(tmp_path):
     assert {"meta_lr", "meta_bs", "meta_loss", "meta_floor", "meta_knots", "meta_n_inner"} <= set(df)
 
 
-WORK = """
-import sys, time, signal, os
-from pathlib import Path
-from metarisk_nb import study, training
-from metarisk_nb.study import *
-store, log = sys.argv[1:]
-train = study._train
-def slow(r, *args):
-    with open(log, 'a') as f: f.write(r.key + '\\n')
-    time.sleep(.5)
-    return train(r, *args)
-study._train = slow
-print('ready', flush=True)
-sweep([Run(method=m, noise=.4, steps=30, seed=s) for m in ('expected', 'gce', 'coteaching') for s in range(2)], store=store)
-"""
 ALL = [Run(method=m, noise=.4, steps=30, seed=s) for m in ("expected", "gce", "coteaching") for s in range(2)]
 
 
-def wait_for(ok, seconds=120):
-    end = time.monotonic() + seconds
-    while not ok():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(.02)
+def slow_sweep(store, log):
+    "Six runs, each of which says that it begins and takes half a second more"
+    real = engine.train_run
+    def slow(r, *args):
+        with open(log, "a") as f: f.write(r.key + "\n")
+        time.sleep(.5)
+        return real(r, *args)
+    engine.train_run = slow
+    sweep(ALL, store=store)
 
 
 def test_two_sweeps_at_once_share_the_work(tmp_path):
     log = tmp_path / "log"
-    two = [python(WORK, tmp_path / "s", log) for _ in range(2)]
-    for o in two:
-        out = o.communicate(timeout=300)[0]
-        assert o.returncode == 0, out
+    for status, out in [o.wait() for o in [Forked(slow_sweep, tmp_path / "s", log, out=tmp_path / f"out{i}") for i in range(2)]]: assert status == 0, out
     assert sorted(log.read_text().split()) == sorted(r.key for r in ALL)  # each run was trained once
     assert files(tmp_path / "s") == sorted(f"{r.key}.json" for r in ALL)
     want = run(ALL[0], tmp_path / "alone")
@@ -534,15 +605,14 @@ def test_two_sweeps_at_once_share_the_work(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
     log, store = tmp_path / "log", tmp_path / "s"
-    p = python(WORK, store, log)
+    p = Forked(slow_sweep, store, log, out=tmp_path / "out")
     wait_for(lambda: log.exists() and len(log.read_text().split()) == 3)  # in the middle of the third run
-    p.send_signal(signal.SIGKILL)
-    p.communicate()
+    os.kill(p.pid, signal.SIGKILL)
+    p.wait()
     begun = log.read_text().split()
     assert files(store) == sorted(f"{o}.json" for o in begun[:-1]) and begun == [r.key for r in ALL[:len(begun)]]
-    q = python(WORK, store, log)
-    out = q.communicate(timeout=300)[0]
-    assert q.returncode == 0, out
+    status, out = Forked(slow_sweep, store, log, out=tmp_path / "out").wait()
+    assert status == 0, out
     assert log.read_text().split() == begun + begun[-1:] + [r.key for r in ALL[len(begun):]]
     assert files(store) == sorted(f"{r.key}.json" for r in ALL)
 
@@ -560,28 +630,68 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert files(tmp_path) == [f"{r.key}.json"]
 
 
-FULL = """
-import resource, sys
-from metarisk_nb.study import *
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-sweep([Run(method=m, noise=.4, steps=30) for m in ('expected', 'gce')], store=sys.argv[1])
-"""
+def made_up(r, *args): return dict(key=r.key, config=r.config, figures={}, seconds=1., trace=[])
+
+
+def full_sweep(runs, store, size, checked):
+    "A sweep on a disk that takes no file larger than `size`, looked at before each training or not; says what it trains"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    if not checked: engine.check_room = lambda fn: None
+    real = engine.train_run
+    engine.train_run = lambda r, *args: print("BEGUN", r) or real(r, *args)
+    try: sweep(runs, store=store)
+    except StoreError as e: sys.exit(str(e))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no RLIMIT_FSIZE")
-def test_a_full_disk_costs_only_what_it_could_not_hold(tmp_path):
-    done, lost = (Run(method=m, **short) for m in ("expected", "gce"))
+@pytest.mark.parametrize("size,checked", [(10_000, True), (1000, False)], ids=["before the training", "after the training"])
+def test_a_full_disk_costs_only_what_it_could_not_hold(tmp_path, size, checked):
+    done, lost, left = (Run(method=m, **short) for m in ("expected", "gce", "batch"))
     run(done, tmp_path)
     raw = (tmp_path / "trial" / f"{done.key}.json").read_bytes()
-    p = python(FULL, tmp_path)
-    out = p.communicate(timeout=300)[0]
-    assert p.returncode == 1 and f"1 of 2 runs failed:\n{lost}: OSError" in out and "File too large" in out, out
+    status, out = OnTerminal(full_sweep, [done, lost, left], tmp_path, size, checked).wait()
+    assert status == 1 and out.count("BEGUN") == (not checked) and str(left) not in out, out
+    line, way_out = out.replace("\r\n", "\n").strip().split("\n")[-2:]
+    assert line == f"{lost}: its result cannot be written to {record_file(lost, tmp_path)}: File too large"
+    assert way_out.startswith("Nothing more is trained. 1 of 3 runs are stored and stay so: make room") and "--store" in way_out
     assert files(tmp_path) == [f"{done.key}.json"] and (tmp_path / "trial" / f"{done.key}.json").read_bytes() == raw
     sweep([done, lost], store=tmp_path)
     assert files(tmp_path) == sorted(f"{o.key}.json" for o in (done, lost))
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+def full_disk(*args):
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("obstacle", ["check", "write", "folder", "locks"])
+def test_a_sweep_stops_where_nothing_can_be_stored(tmp_path, monkeypatch, obstacle):
+    "A disk that is full before or after the training; a file where a folder should be"
+    first, *rest = ALL[:4]
+    if obstacle != "folder": write_record(record_file(first, tmp_path), made_up(first))
+    else: (tmp_path / "trial").touch()
+    if obstacle == "locks": (tmp_path / "trial" / ".locks").touch()
+    begun = []
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: begun.append(r) or made_up(r))
+    if obstacle in ("check", "write"): monkeypatch.setattr(Path, dict(check="write_bytes", write="write_text")[obstacle], full_disk)
+    stopped = first if obstacle == "folder" else rest[0]
+    with pytest.raises(StoreError) as e: sweep(ALL[:4], store=tmp_path)
+    assert begun == rest[:1] * (obstacle == "write")
+    what, way_out = str(e.value).splitlines()
+    assert what.startswith(f"{stopped}: its result cannot be written to {record_file(stopped, tmp_path)}: ") and "the same call trains the rest" in way_out
+    monkeypatch.undo()
+    assert obstacle == "folder" or read_record(record_file(first, tmp_path)) == json.loads(json.dumps(made_up(first)))
+
+
+def test_a_worker_of_a_cluster_says_that_its_disk_is_full(tmp_path, monkeypatch):
+    said = SimpleNamespace(returncode=3, stderr=b"a warning\nits result cannot be written\n")
+    monkeypatch.setattr(engine.subprocess, "run", lambda *args, **kw: said)
+    error = engine._attempt_apart(ALL[0], tmp_path, None, True)[1]
+    assert isinstance(error, StoreError) and str(error) == "its result cannot be written"
+    said.returncode = 1
+    assert engine._attempt_apart(ALL[0], tmp_path, None, True) == (ALL[0], "its result cannot be written")
+
+
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=two_jobs)])
 def test_a_failing_run_is_named_and_loses_no_other(tmp_path, jobs):
     good, bad = [Run(**short, method=m) for m in ("expected", "gce")], Run(**short, method="batch", bs=1001)
     with pytest.raises(RuntimeError, match="1 of 3 runs failed:\n.*batch.*bs must be at most 1000"):
@@ -591,20 +701,21 @@ def test_a_failing_run_is_named_and_loses_no_other(tmp_path, jobs):
 
 
 def test_the_bar_names_what_runs_now(tmp_path, monkeypatch):
-    named, train = [], study._train
-    monkeypatch.setattr(study.fp.ConsoleProgressBar, "on_update", lambda self, val, text: named.append((val, text)))
-    monkeypatch.setattr(study.fp, "progress_bar", study.fp.ConsoleProgressBar)
+    named, train = [], engine.train_run
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(engine.fp.ConsoleProgressBar, "on_update", lambda self, val, text: named.append((val, text)))
+    monkeypatch.setattr(engine.fp, "progress_bar", engine.fp.ConsoleProgressBar)
     seen = {}
-    monkeypatch.setattr(study, "_train", lambda r, *args: seen.setdefault(r, named[-1]) and train(r, *args))
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: seen.setdefault(r, named[-1]) and train(r, *args))
     sweep(ALL[:3], store=tmp_path)
     assert [seen[r][0] for r in ALL[:3]] == [0, 1, 2] and all(str(r) in seen[r][1] for r in ALL[:3])
 
 
 def test_store_is_beside_the_notebooks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert study._store(None) == Path("results")
+    assert store_folder(None) == Path("results")
     (tmp_path / "nbs").mkdir()
-    assert study._store(None) == Path("nbs/results") and study._store("x") == Path("x")
+    assert store_folder(None) == Path("nbs/results") and store_folder("x") == Path("x")
 
 
 # --- A cluster
@@ -640,8 +751,8 @@ def test_a_killed_worker_of_a_cluster_loses_no_run(tmp_path):
 
 
 def test_a_store_that_the_workers_do_not_share_is_named(tmp_path, monkeypatch):
-    attempt = study._attempt
-    monkeypatch.setattr(study, "_attempt", lambda r, store, *args: attempt(r, tmp_path / "elsewhere", *args))
+    attempt = engine.attempt
+    monkeypatch.setattr(engine, "attempt", lambda r, store, *args: attempt(r, tmp_path / "elsewhere", *args))
     with pytest.raises(RuntimeError, match=f"1 of 1 runs failed:\n.*trained, but not in {tmp_path / 'here'}: do all workers see this folder"):
         sweep([Run(**short, method="expected")], store=tmp_path / "here")
 

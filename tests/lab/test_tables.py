@@ -7,9 +7,9 @@ import pytest
 import torch
 from scipy import stats
 
-from metarisk_nb import study, tables
-from metarisk_nb.study import Run
-from metarisk_nb.tables import *
+from metarisk_nb.lab.run import Run
+from metarisk_nb.lab.store import record_file, write_record
+from metarisk_nb.lab.tables import *
 
 
 def results(**acc):
@@ -161,7 +161,7 @@ def store_of(folder, runs):
     "Records as a sweep writes them, with figures made up: (run, test accuracy)"
     for r, acc in runs:
         rec = dict(key=r.key, config=r.config, figures=dict(test_risk=1 - acc / 100, test_acc=acc), seconds=1., trace=[])
-        study._write(study._file(r, folder), rec)
+        write_record(record_file(r, folder), rec)
     return folder
 
 
@@ -194,11 +194,41 @@ def test_four_tables(store):
     assert learned.loc[.5, ["best other", "diff", "n"]].tolist() == ["expected", 25, 3] and paper.empty
 
 
+def headline(folder, **means):
+    "The difference in the short form of a store with three seeds of CVaR: method -> test risk of each"
+    for m, risks in means.items():
+        for s, risk in enumerate(risks):
+            r = Run("risk", "fashion_mini", objective="cvar", method=m, seed=s)
+            write_record(record_file(r, folder), dict(key=r.key, config=r.config, figures=dict(test_risk=risk, test_acc=0.), seconds=1., trace=[]))
+    return headlines(store=folder)["difference (95%)"].tolist()
+
+
+@pytest.mark.parametrize("batch,learned,says", [
+    ([1., 1., 1.], [1., 1., 1.], "+0.0% (+0.0% to +0.0%)"),      # no difference at all
+    ([1., 2., 3.], [1., 2., 3.], "+0.0% (+0.0% to +0.0%)"),
+    ([1., 2., 3.], [2., 1., 3.], "+0.0% (-50.0% to +50.0%)"),    # none in the mean, and a spread
+    ([2., 2., 2.], [1., 2., 3.], "+0.0% (-50.0% to +50.0%)"),
+    ([0., 0., 0.], [0., 0., 0.], "+0 (+0 to +0)"),               # of nothing there is no percentage
+    ([0., 0., 0.], [.25, .25, .25], "+0.25 (+0.25 to +0.25)"),
+    ([4., 4., 4.], [5., 5., 5.], "+25.0% (+25.0% to +25.0%)"),
+    ([4., 4., 4.], [3., 2., 4.], "-25.0% (-50.0% to +0.0%)")], ids=str)
+def test_a_difference_of_zero_is_no_nan(tmp_path, recwarn, batch, learned, says):
+    got, = headline(tmp_path, expected=[9.] * 3, batch=batch, learned=learned)
+    assert [o for o in recwarn if issubclass(o.category, RuntimeWarning)] == []  # nothing was divided by zero
+    assert got == says
+
+
+@pytest.mark.parametrize("values", [[0., 0., 0.], [-1., 0., 1.]])
+def test_a_best_of_zero_has_no_relative_difference(values):
+    v = verdicts(results(batch=values, learned=[1, 2, 3]), dict(cvar="better"), column="test_acc", lower=False, others=["batch"]).loc["cvar"]
+    assert v["diff"] == 2 and np.isnan(v["relative %"]) and v.n == 3
+
+
 def test_four_tables_of_an_empty_store(tmp_path):
     for table, *judged in four_tables(store=tmp_path).values():
         assert set(table[("n", "")]) == {0} and all(o.empty for o in judged) and not [c for c in table if c[1] == "here"]
 
 
 def test_claims_are_for_the_rows_of_the_paper():
-    for claims, table in ((tables._risk_claims, paper_risk), (tables._acc_claims, paper_acc), (tables._noise_claims, paper_clean), (tables._noise_claims, paper_noise)):
+    for claims, table in ((risk_claims, paper_risk), (acc_claims, paper_acc), (noise_claims, paper_clean), (noise_claims, paper_noise)):
         assert list(claims) == list(table) and set(claims.values()) <= {"better", "equal", "worse"}
