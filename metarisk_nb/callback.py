@@ -165,10 +165,9 @@ class MetaRisk(Learned):
         _refuse(self.batches.train_dl, self.model)
         self.batches.new_epoch()
         self._pass = pass_size(self.batches.train_dl)
-    def before_batch(self):
-        "Before a meta-step, keep the inputs as the model gets them: it may edit them in place"
+    def before_batch(self):  # a model may edit its inputs in place
         self._drop_inputs()
-        if self._due() and not self.fresh: self._inputs = KeptInputs(self.model)
+        if self._due() and not self.fresh: self._inputs = KeptInputs(self.model, self.xb)
     def after_pred(self):
         super().after_pred()
         if self._inputs: self._inputs.drop()
@@ -188,12 +187,14 @@ class MetaRisk(Learned):
         if self.batches: self.batches.drop()
 
     def _moved(self): return self.n_step != self.last_step  # the first batch, or the optimizer has stepped since
-    def _due(self): return self._moved() and self.n_step % self.every == 0 and (self.curriculum is None or self.curriculum.willing)
+    def _due(self): return self._moved() and self.n_step % self.every == 0 and (not self.curriculum or self.curriculum.willing)
     def _drop_inputs(self):
         if self._inputs: self._inputs.drop()
         self._inputs = None
 
-    def other_losses(self): return [self.loss_func, self.meta_loss if callable(self.meta_loss) else None]
+    def other_losses(self):
+        "`loss_func` and `meta_loss`, where they were given"
+        return [self.loss_func, self.meta_loss if callable(self.meta_loss) else None]
 
     def meta_step(self,
         batch=None, # The training batch's `BatchLosses`
@@ -220,15 +221,11 @@ class MetaRisk(Learned):
 
     def _inner_batches(self, group):
         "The K batches of the inner steps"
-        now = [] if self.fresh else [((self._inputs and self._inputs.x) or self.xb, self.given.y)]
+        now = [] if self.fresh else [(self._inputs.taken(self.xb) if self._inputs else self.xb, self.given.y)]
         return now + [of_class(self.batches.fresh(group), self.xb) for _ in range(self.n_inner - len(now))]
 
     def _loss_parts(self): return trainable_parts(unwrapped(self.model), [*self.own_holders, *self.other_holders])
-
-    def _joint(self):
-        "The network, with the weights of the loss where it has some"
-        net, more = unwrapped(self.model), self._loss_parts()
-        return Joint(net, more) if more else net
+    def _joint(self): return Joint(unwrapped(self.model), self._loss_parts()) if self._loss_parts() else unwrapped(self.model)
 
     def rates(self,
         model=None, # The network, or a `Joint`

@@ -33,7 +33,7 @@ class Learned(Weighing):
     def reset(self):
         "Forget what was learned: the next fit begins anew"
         if self.asked: self.method, self.asked = self.asked, None
-        self.curriculum, self.last_step, self.n_step, self.drawn = None, None, 0, 0
+        self.curriculum, self.last_step, self.n_step, self.drawn, self._counted = None, None, 0, 0, [0]
 
     def begin_anew(self):
         "Forget what was learned in another Learner"

@@ -14,6 +14,7 @@ from copy import copy
 from types import MethodType
 from warnings import warn
 
+import torch
 from fastai.callback.core import Callback
 from torch import Tensor, nn
 
@@ -118,18 +119,30 @@ def learning_rates(
     def default(n): return 0. if inner_lr is None or n.startswith('loss_parts.') else inner_lr
     return {n: lr.get(p, default(n)) for n, p in model.named_parameters() if p.requires_grad}
 
-# %% ../nbs/parts/weighing.ipynb #cf23a682
+# %% ../nbs/parts/weighing.ipynb #a86fe92e
+def _place(o): return (o.data_ptr(), o.shape, o.stride()) if isinstance(o, Tensor) and o.layout == torch.strided else id(o)
+
 class KeptInputs:
     "The inputs of a model's next pass, as they were before the model could edit them"
     def __init__(self,
         model:nn.Module, # The Learner's
-    ): self.x, self._hook = None, model.register_forward_pre_hook(self._keep, prepend=True)
+        xb,              # Its inputs so far; other callbacks may change them before the pass
+    ):
+        self.x = self._hook = self._early = None
+        if model._compiled_call_impl is None: self._hook = model.register_forward_pre_hook(self._keep, prepend=True)
+        else: self._early = [*map(_place, xb)], copied(tuple(xb))  # a model that is compiled in place would compile the hook
     def _keep(self, model, x):
         self.x = copied(x)
         self.drop()
     def drop(self):
         "Leave the model alone from now on"
-        self._hook.remove()
+        if self._hook: self._hook.remove()
+    def taken(self,
+        xb, # Its inputs after the pass
+    ):      # The inputs (x, ...) before it
+        "The inputs as the model got them; `xb` where there is no knowing"
+        if self.x is not None: return self.x
+        return self._early[1] if self._early and self._early[0] == [*map(_place, xb)] else xb
 
 # %% ../nbs/parts/weighing.ipynb #77454a33
 BatchLosses = namedtuple('BatchLosses', 'values scale own')
