@@ -15,16 +15,17 @@ import torch
 from fastai.learner import Metric
 from torch import Tensor, nn
 
-from .batches import MetaBatches, pass_size
+from .batches import MetaBatches, of_class
+from .checks import check_model
 from .curriculum import Curriculum, History, target_share
-from .files import replacing as _replacing  # noqa: F401 (the study code takes it from here)
 from .hypergrad import NoDerivative, hypergradient, methods
 from .learned import Learned
-from .losses import gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses, single_label
+from .loaders import pass_size
+from .losses import check_targets, gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses, single_label
 from .passes import Snapshot, copied, seeded
 from .processes import process_group, unwrapped
 from .risk import as_risk, check_whole
-from .weighing import Joint, KeptInputs, Weighing, learning_rates, loss_holders, trainable_parts
+from .weighing import Joint, KeptInputs, OfOutput, Weighing, learning_rates, loss_holders, trainable_parts
 
 _all_ = ['meta_losses', 'per_sample', 'sample_losses', 'History', 'Curriculum', 'gce_loss', 'mae_loss']
 
@@ -34,7 +35,9 @@ def _refuse_edits(learn):
     given = copied((learn.pred, *learn.yb))
     tensors = [o for o in given if isinstance(o, Tensor)]
     versions = [o._version for o in tensors]
-    with torch.no_grad(), seeded(0, {o.device for o in tensors}): learn.loss_func(*given)
+    try:
+        with torch.no_grad(), seeded(0, {o.device for o in tensors}): learn.loss_func(*given)
+    except Exception: pass  # it may not take what it has edited once
     if versions != [o._version for o in tensors]:
         raise ValueError('RiskMetric comes after the loss, and this loss edits its predictions or targets in place: let it work on copies, '
                          'as with pred.sigmoid() in place of pred.sigmoid_()')
@@ -47,6 +50,7 @@ class RiskMetric(Metric):
     ): self.risk, self.loss_func = as_risk(risk), loss_func
     def reset(self): self.losses = []
     def accumulate(self, learn):
+        check_targets(learn.xb, learn.yb)
         f = self.loss_func or per_sample(learn.loss_func)
         with Snapshot(loss_holders(learn.loss_func, self.loss_func)).placed():  # what the losses remember stays as it is
             if not self.losses: _refuse_edits(learn)
@@ -111,7 +115,7 @@ class MetaRisk(Learned):
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
         n_inner=1,         # Inner SGD steps of a meta-step (K)
         every=None,        # Training steps from one meta-step to the next; None: 20 for the mean, 10 for other targets
-        meta_lr=None,      # Adam's rate for the logits; None: .02 per step from one meta-step to the next (at most 20); others: .01/√`share`
+        meta_lr=None,      # Adam's rate for the logits; None: .02 per step between meta-steps (at most 20); others: .01/√`share`
         inner_lr=None,     # Learning rate of the inner steps, above 0; None: each parameter's own in this step
         meta_dl=None,      # Loader of the validation data to learn on; `learn.dls.valid` by default
         meta_bs=200,       # Samples of a validation batch; a smaller set is used whole
@@ -157,13 +161,13 @@ class MetaRisk(Learned):
         if self.curriculum: self.curriculum.try_again()
     def before_train(self):
         super().before_train()
+        check_model(self._joint())
         _refuse(self.batches.train_dl, self.model)
         self.batches.new_epoch()
         self._pass = pass_size(self.batches.train_dl)
-    def before_batch(self):
-        "Before a meta-step, keep the inputs as the model gets them: it may edit them in place"
+    def before_batch(self):  # a model may edit its inputs in place
         self._drop_inputs()
-        if self._due() and not self.fresh: self._inputs = KeptInputs(self.model)
+        if self._due() and not self.fresh: self._inputs = KeptInputs(self.model, self.xb)
     def after_pred(self):
         super().after_pred()
         if self._inputs: self._inputs.drop()
@@ -183,12 +187,14 @@ class MetaRisk(Learned):
         if self.batches: self.batches.drop()
 
     def _moved(self): return self.n_step != self.last_step  # the first batch, or the optimizer has stepped since
-    def _due(self): return self._moved() and self.n_step % self.every == 0 and (self.curriculum is None or self.curriculum.willing)
+    def _due(self): return self._moved() and self.n_step % self.every == 0 and (not self.curriculum or self.curriculum.willing)
     def _drop_inputs(self):
         if self._inputs: self._inputs.drop()
         self._inputs = None
 
-    def other_losses(self): return [self.loss_func, self.meta_loss if callable(self.meta_loss) else None]
+    def other_losses(self):
+        "`loss_func` and `meta_loss`, where they were given"
+        return [self.loss_func, self.meta_loss if callable(self.meta_loss) else None]
 
     def meta_step(self,
         batch=None, # The training batch's `BatchLosses`
@@ -201,29 +207,25 @@ class MetaRisk(Learned):
     def _hypergradient(self, batch):
         "Target risk on the next validation batch, and its derivative for the logits"
         given, model, group = self.given, self._joint(), process_group(self.model)
-        own, meta_loss = given.function(self.losses_of, self.pred), given.function(self._meta_loss(), self.pred)
-        args = (model, self.reducer, self.risk, lambda *o: batch.own * own(*o), self._inner_batches(group),
-                self.batches.valid(self.drawn), self.rates(model))
+        own, meta_loss = OfOutput(self.losses_of, given, self.pred, batch.own), OfOutput(self._meta_loss(), given, self.pred)
+        args = (model, self.reducer, self.risk, own, self._inner_batches(group),
+                of_class(self.batches.valid(self.drawn), self.xb), self.rates(model))
         self.drawn += 1
         kwargs = dict(meta_loss=meta_loss, group=group, generator=torch.default_generator)
         with given.placed():
             try: return hypergradient(*args, method=self.method, **kwargs)
             except NoDerivative as e:
-                self.method = 'finite_difference'
+                self.asked, self.method = self.method, 'finite_difference'
                 warn(f'MetaRisk goes on with method={self.method!r}: {e}')
                 return hypergradient(*args, method=self.method, **kwargs)
 
     def _inner_batches(self, group):
         "The K batches of the inner steps"
-        now = [] if self.fresh else [((self._inputs and self._inputs.x) or self.xb, self.given.y)]
-        return now + [self.batches.fresh(group) for _ in range(self.n_inner - len(now))]
+        now = [] if self.fresh else [(self._inputs.taken(self.xb) if self._inputs else self.xb, self.given.y)]
+        return now + [of_class(self.batches.fresh(group), self.xb) for _ in range(self.n_inner - len(now))]
 
     def _loss_parts(self): return trainable_parts(unwrapped(self.model), [*self.own_holders, *self.other_holders])
-
-    def _joint(self):
-        "The network, with the weights of the loss where it has some"
-        net, more = unwrapped(self.model), self._loss_parts()
-        return Joint(net, more) if more else net
+    def _joint(self): return Joint(unwrapped(self.model), self._loss_parts()) if self._loss_parts() else unwrapped(self.model)
 
     def rates(self,
         model=None, # The network, or a `Joint`

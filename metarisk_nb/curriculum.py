@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .reducer import SortedReducer
-from .risk import Spectral, ess_share
+from .risk import Spectral, at_least_float32, ess_share
 
 # %% ../nbs/parts/curriculum.ipynb #8458f272
 class History:
@@ -128,8 +128,10 @@ class Curriculum:
     )->Tensor:         # 0-d, to call `backward` on
         "The batch's losses as one number, with today's weights"
         w = self._weights if len(losses) == self.reducer.n else self.reducer.weights(len(losses)).detach()
-        w, l = (scale * w).to(losses), losses.gather(0, self.order(losses) if order is None else order)
-        return w.dot(l.masked_fill((w == 0) & ~l.isfinite(), 0.))  # as `risk.weigh`: what is not finite and has no weight adds nothing
+        l = at_least_float32(losses).gather(0, self.order(losses) if order is None else order)
+        w = (scale * w).to(l)
+        l = l.masked_fill((w == 0) & ~l.isfinite(), 0.)  # as `risk.weigh`: what is not finite and has no weight adds nothing
+        return w.dot(l).to(losses.dtype)
 
     def seen(self,
         n, # Samples of this batch

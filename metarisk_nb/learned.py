@@ -12,9 +12,9 @@ import torch
 from fastai.torch_core import join_path_file, num_distrib, rank_distrib
 from torch import Tensor
 
-from .batches import loader_bs, undivided
 from .curriculum import Curriculum
 from .files import replacing
+from .loaders import loader_bs, undivided
 from .weighing import Weighing
 
 # %% ../nbs/parts/learned.ipynb #a2935615
@@ -24,7 +24,7 @@ def _of_curriculum(name, before=None):
 
 class Learned(Weighing):
     "A callback with a `Curriculum`: its weights, pictures and files"
-    curriculum = last_step = None
+    curriculum = last_step = asked = None  # `asked`: the user's method, where another one has taken its place
     drawn = 0
     reducer, history, opt_phi = map(_of_curriculum, ('reducer', 'history', 'optimizer'))
     skipped, failed, passes = _of_curriculum('skipped', 0), _of_curriculum('failed', 0), _of_curriculum('passes', 0.)
@@ -32,7 +32,19 @@ class Learned(Weighing):
 
     def reset(self):
         "Forget what was learned: the next fit begins anew"
-        self.curriculum, self.last_step, self.n_step, self.drawn = None, None, 0, 0
+        if self.asked: self.method, self.asked = self.asked, None
+        self.curriculum, self.last_step, self.n_step, self.drawn, self._counted = None, None, 0, 0, [0]
+
+    def begin_anew(self):
+        "Forget what was learned in another Learner"
+        super().begin_anew()
+        self.batches = None
+        self.reset()
+    def twin(self):
+        "A copy in the same Learner, with what was learned"
+        new = copy(self)
+        new.meta_dl = self.meta_dl
+        return new
 
     def _pace(self): return {o: getattr(self, o) for o in ('meta_lr', 'floor', 'relax', 'warmup', 'share', 'patience')}
 

@@ -100,9 +100,9 @@ class _Trace(Callback):
 
 # %% ../../nbs/lab/train.ipynb #b7f755ee
 class _Leftovers:
-    "Bytes of images that the Learners of earlier runs may still hold"
-    size,limit = 0,2**29
-    def add(self, dls): self.size += sum(o.dataset.x.nbytes for o in dls.loaders)
+    "Bytes of training and validation images that the Learners of earlier runs may still hold"
+    size,limit = 0,2**28
+    def add(self, dls): self.size += sum(o.dataset.x.nbytes for o in dls.loaders[:3])  # nobody looks at the test set yet
     def free(self):
         if self.size < self.limit: return
         gc.collect()

@@ -50,6 +50,12 @@ def agrees(model, k, shape=(6,), eps=1e-6, loss=ce, risk=None, lr=.1, like=lambd
     same(grad, want_grad, eps)
 
 
+def right_or_refused(refused, *args, **kw):
+    "Right, or refused with the way out"
+    if not refused: return agrees(*args, **kw)
+    with pytest.raises(NoDerivative, match="use method='finite_difference'"): agrees(*args, **kw)
+
+
 # --- 1. Memory layout, dtype, subclass
 
 class Body(nn.Module):
@@ -257,6 +263,18 @@ def test_what_only_the_backward_pass_knows(how, k):
     agrees(Stops(how).double(), k)
 
 
+@KS
+@pytest.mark.parametrize("inner", [torch.bfloat16, torch.float16])
+def test_a_model_that_computes_in_half_precision_is_not_mistaken_for_one(inner, k):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+        def forward(self, x): return self.b(torch.tanh(F.linear(x.to(inner), self.a.weight.to(inner)).double()))
+    torch.manual_seed(0)
+    agrees(Net().double(), k, eps=.02)
+
+
 def test_a_pass_that_cannot_be_repeated_is_refused():
     "Randomness that nobody can seed"
     class Net(nn.Module):
@@ -265,6 +283,59 @@ def test_a_pass_that_cannot_be_repeated_is_refused():
             self.out, self.draw = nn.Linear(6, 3), iter([.1, .9, .4, .7, .3] * 99).__next__
         def forward(self, x): return self.out(x * self.draw())
     with pytest.raises(ValueError, match="a repeated pass gives other losses"): hypergradient(Net().double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+
+
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        s = x.sigmoid()
+        ctx.save_for_backward(x, s)
+        return x * s
+    @staticmethod
+    def backward(ctx, g):
+        x, s = ctx.saved_tensors
+        return g * (s + x * s * (1 - s))
+
+
+class Normalised(torch.autograd.Function):
+    "x / |x|, with the norm kept"
+    @staticmethod
+    def forward(ctx, x):
+        n = x.norm(dim=1, keepdim=True)
+        ctx.save_for_backward(x, n)
+        return x / n
+    @staticmethod
+    def backward(ctx, g):
+        x, n = ctx.saved_tensors
+        return g / n - x * (g * x).sum(1, keepdim=True) / n**3
+
+
+class Masked(torch.autograd.Function):
+    "Keeps a mask, a constant indeed"
+    @staticmethod
+    def forward(ctx, x):
+        mask = (x.detach() > -.2).to(x)
+        ctx.save_for_backward(x, mask)
+        return mask * x**3
+    @staticmethod
+    def backward(ctx, g):
+        x, mask = ctx.saved_tensors
+        return 3 * g * mask * x**2
+
+
+@KS
+@pytest.mark.parametrize("f,pure,right", [(Swish, lambda x: x * x.sigmoid(), False), (Normalised, lambda x: x / x.norm(dim=1, keepdim=True), False), (Masked, lambda x: (x.detach() > -.2) * x**3, True)])
+def test_a_function_that_keeps_an_intermediate_result_is_right_or_refused(f, pure, right, k):
+    "Autograd's own second derivative is wrong then, and so is an unroll of the same network: the reference is the network without the function"
+    class Net(nn.Module):
+        def __init__(self, f):
+            super().__init__()
+            self.a, self.b, self.f = nn.Linear(6, 6), nn.Linear(6, 3), f
+        def forward(self, x): return self.b(self.f(self.a(x)))
+    torch.manual_seed(0)
+    plain, model = Net(pure).double(), Net(f.apply).double()
+    model.load_state_dict(plain.state_dict())
+    right_or_refused(k > 1 and not right, model, k, reference=plain)
 
 
 # --- 4. Inputs that are edited in place
@@ -399,13 +470,7 @@ def test_the_kernels_are_used_where_they_should_be(net, convs, norms, k, monkeyp
     assert graphs == [(0, 0)] * (k + 1) + [(convs, norms)] * (k - 1)  # the first passes are differentiated once: torch's own are faster
 
 
-# --- 6. A gradient within the forward pass
-
-def right_or_refused(refused, *args, **kw):
-    "torch has no third derivative of batch norm, which several inner steps over a gradient ask for"
-    if not refused: return agrees(*args, **kw)
-    with pytest.raises(NoDerivative, match="use method='finite_difference'"): agrees(*args, **kw)
-
+# --- 6. A gradient within the forward pass (torch has no third derivative of batch norm, which several inner steps ask for)
 
 class Adapts(nn.Module):
     "One gradient step on a loss of its own before the prediction, as test-time training and MAML do it"
@@ -629,9 +694,10 @@ class Mixed(nn.Module):
 
 @KS
 @pytest.mark.parametrize("first,second", [(torch.float64, torch.float32), (torch.float32, torch.float64), (torch.float64, torch.float64)])
-def test_finite_differences_of_mixed_precision(first, second, k):
+@pytest.mark.parametrize("loss", [torch.float32, torch.float64])
+def test_finite_differences_of_mixed_precision(first, second, loss, k):
     model = Mixed(first, second)
-    args = reducer(), ExpectedValue(), ce, *batches(k), .1
+    args = reducer(), ExpectedValue(), lambda pred, y: ce(pred, y).to(loss), *batches(k), .1
     same(hypergradient(model, *args, method="finite_difference")[1], hypergradient(model, *args)[1], 1e-2)
 
 
@@ -703,8 +769,76 @@ def test_edits_that_change_nothing_more_are_differentiated_as_autograd_does(net,
     agrees(model, k)
 
 
-def test_a_frozen_parameter_that_is_edited_is_refused_by_name():
+class Decays(nn.Module):
+    "Every pass makes the weights smaller: a repeated pass has to begin where the first one did"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+    def forward(self, x):
+        with torch.no_grad():
+            for p in self.parameters(): p.mul_(.9)
+        return self.b(torch.tanh(self.a(x)))
+
+
+class Teacher(nn.Module):
+    "Frozen weights that follow the trained ones in every pass"
+    def __init__(self):
+        super().__init__()
+        self.student, self.teacher = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False)
+    def forward(self, x):
+        with torch.no_grad():
+            for p, q in zip(self.student.parameters(), self.teacher.parameters()): q.lerp_(p, .3)
+        return self.student(x) * torch.tanh(self.teacher(x))
+
+
+@KS
+@pytest.mark.parametrize("net", [Decays, Teacher, Clamped, Normed])
+def test_edits_in_a_pass_are_those_of_an_unroll_on_copies(net, k):
+    "The unroll with a copy of the frozen parameters for each pass; an edit under no_grad is no part of the graph"
+    torch.manual_seed(0)
+    model = net().double()
+    (train, val), rate, g = batches(k), .1, reducer()
+    before = state(model)
+    got = hypergradient(model, g, ExpectedValue(), ce, train, val, rate)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    ps = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
+    def losses(x, y): return ce(torch.func.functional_call(copy.deepcopy(model), dict(ps), (x,)), y)
+    for x, y in train:
+        grads = torch.autograd.grad(g(losses(x, y)), [*ps.values()], create_graph=True)
+        ps = {n: p - rate * d for (n, p), d in zip(ps.items(), grads)}
+    want = losses(*val).mean()
+    same(got[0], want)
+    same(got[1], torch.autograd.grad(want, g.logits)[0])
+
+
+def test_large_frozen_parameters_that_are_edited_are_refused_by_name(monkeypatch):
+    monkeypatch.setattr("metarisk_nb.hypergrad.most_copied", 0)
     with pytest.raises(RuntimeError, match=r"frozen parameters \['w'\].*make them buffers"): hypergradient(Clamped(frozen=True).double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+    hypergradient(nn.Sequential(nn.Linear(6, 6).requires_grad_(False), nn.Linear(6, 3)).double(), reducer(), ExpectedValue(), ce, *batches(1), .1)
+
+
+class Careful(nn.Module):
+    "A pass that does more where a gradient is wanted"
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 3)
+    def forward(self, x): return self.b(torch.tanh((2 if torch.is_grad_enabled() else 1) * self.a(x)))
+
+
+class Spectral(nn.Module):
+    "Complex weights"
+    def __init__(self):
+        super().__init__()
+        self.w, self.out = nn.Parameter(torch.randn(4, dtype=torch.cdouble)), nn.Linear(6, 3)
+    def forward(self, x): return self.out(torch.tanh(torch.fft.irfft(torch.fft.rfft(x) * self.w, n=6)))
+
+
+@KS
+@pytest.mark.parametrize("method", ["exact", "finite_difference"])
+@pytest.mark.parametrize("net", [Careful, Spectral])
+def test_models_that_look_at_the_mode_or_have_complex_weights(net, method, k):
+    torch.manual_seed(0)
+    agrees(net().double(), k, eps=1e-6 if method == "exact" else 1e-3, method=method)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -46,8 +46,8 @@ def fit(ns, seed=0, every=20, epochs=30):
     "Test accuracy and reducer of the plain loop"
     train_dl, valid, (x, y) = ns["digits"](seed)
     torch.manual_seed(seed)
-    *_, (model, reducer) = ns["train"](train_dl, valid, every, epochs)
-    with torch.no_grad(): return (model.eval()(x).argmax(1) == y).float().mean().item(), reducer
+    *_, (model, curriculum) = ns["train"](train_dl, valid, every, epochs)
+    with torch.no_grad(): return (model.eval()(x).argmax(1) == y).float().mean().item(), curriculum.reducer
 
 
 def lightning(ns, seed=0, every=20, epochs=30):
@@ -86,8 +86,8 @@ def test_running_the_loop_loads_neither_fastai_nor_matplotlib():
     code = cell(PLAIN, LOOP) + """
 torch.manual_seed(0)
 dl = [(torch.randn(100, 64), torch.randint(10, (100,))) for _ in range(3)]
-*_, (model, reducer) = train(dl, dl[0], every=2, epochs=2)
-assert reducer.logits.any()
+*_, (model, curriculum) = train(dl, dl[0], every=2, epochs=2)
+assert curriculum.reducer.logits.any()
 import sys
 print([o for o in ('fastai', 'fastcore', 'matplotlib', 'pandas', 'sklearn') if o in sys.modules])
 """
@@ -110,26 +110,26 @@ def test_both_shapes_learn_the_weights_of_the_plain_loop(plain, shapes):
     _, want = fit(plain, epochs=10)
     lit, hf = lightning(shapes, epochs=10), trainer(shapes, epochs=10)
     assert want.logits.abs().max() > .1
-    assert torch.equal(lit.reducer.logits, want.logits) and torch.equal(hf.reducer.logits, want.logits)
+    assert torch.equal(lit.curriculum.reducer.logits, want.logits) and torch.equal(hf.curriculum.reducer.logits, want.logits)
     assert lit.global_step == hf.state.global_step == 100
 
 
 def test_one_meta_step_for_an_optimizer_step_of_several_calls(shapes):
     o = trainer(shapes, epochs=6, accumulate=2)
     assert o.state.global_step == 60 and o.meta.n == 3
-    assert o.reducer.logits.any()
+    assert o.curriculum.reducer.logits.any()
 
 
 def test_evaluation_makes_no_meta_step_and_takes_the_mean(shapes):
     o = trainer(shapes, epochs=4)
-    inputs, before = next(iter(o.train_dl)), o.reducer.logits.detach().clone()
+    inputs, before = next(iter(o.train_dl)), o.curriculum.reducer.logits.detach().clone()
     assert before.any()
     o.state.global_step = 10 * o.meta.every
     loss, outputs = o.compute_loss(o.model.eval(), inputs, return_outputs=True)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs.logits, inputs["labels"]))
-    assert torch.equal(o.reducer.logits, before)
+    assert torch.equal(o.curriculum.reducer.logits, before)
     o.compute_loss(o.model.train(), inputs)
-    assert not torch.equal(o.reducer.logits, before)
+    assert not torch.equal(o.curriculum.reducer.logits, before)
 
 
 @pytest.mark.parametrize("marker", [LIGHTNING, TRAINER])

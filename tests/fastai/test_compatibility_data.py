@@ -81,7 +81,7 @@ def test_mixed_samples_are_weighed_by_their_mixed_losses(mix, loss, cbs):
         assert equal(state(run([])), state(run([MetaRisk(meta_lr=0., every=1)])))
 
 
-@pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy, LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=str)
+@pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy, LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=lambda o: getattr(o, "__name__", str(o)))
 @pytest.mark.parametrize("kw", [{}, {"n_inner": 3}, {"fresh": True}, {"knots": None}, {"method": "finite_difference"}, {"meta_bs": 30}], ids=str)
 def test_meta_lr_0_is_bit_equal_to_training_without(loss, kw):
     plain, meta = fit(learner(loss=loss)), fit(learner(MetaRisk(meta_lr=0., every=2, **kw), loss=loss))

@@ -520,13 +520,13 @@ def test_same_run_same_figures_and_the_callers_random_stream_stays(tmp_path):
 
 
 def test_learners_of_earlier_runs_are_freed_by_their_weight(monkeypatch):
-    "Digits weigh half a megabyte, so a hundred runs need no collection; a run that follows half a gigabyte does"
+    "Digits weigh a third of a megabyte, so hundreds of runs need no collection; a run that follows a quarter of a gigabyte does"
     collected = []
     monkeypatch.setattr(train.gc, "collect", lambda: collected.append(1))
     monkeypatch.setattr(train._leftovers, "size", 0)
     for seed in range(3): train_run(Run(method="expected", steps=1, seed=seed))
-    assert not collected and train._leftovers.size == 3 * 1797 * 64 * 4
-    monkeypatch.setattr(train._leftovers, "limit", 1797 * 64 * 4)
+    assert not collected and train._leftovers.size == 3 * 1400 * 64 * 4
+    monkeypatch.setattr(train._leftovers, "limit", 1400 * 64 * 4)
     for seed in range(3): train_run(Run(method="expected", steps=1, seed=seed))
     with pytest.raises(ValueError): train_run(Run(bs=1001, steps=1))
     assert len(collected) == 4
