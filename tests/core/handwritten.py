@@ -24,7 +24,8 @@ def mlp(*mid, width=8): return nn.Sequential(nn.Linear(6, width), *mid, nn.Tanh(
 
 def net(*mid, width=8, out=nn.AdaptiveAvgPool2d(1)):
     "Images -> 3 numbers"
-    return nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), *mid, nn.Tanh(), nn.Conv2d(width, width, 3, 2, 1), out, nn.Flatten(), nn.LazyLinear(3))
+    second = nn.Conv2d(width, width, 3, 2, 1)
+    return nn.Sequential(nn.Conv2d(3, width, 3, 2, 1, bias=False), *mid, nn.Tanh(), second, out, nn.Flatten(), nn.LazyLinear(3))
 
 
 # Gradients inside the forward pass
@@ -46,7 +47,8 @@ class TestTimeTraining(nn.Module):
     "A hidden state that is a matrix, trained by each token"
     def __init__(self, n=4):
         super().__init__()
-        self.k, self.v, self.q, self.w, self.out = nn.Linear(2, n), nn.Linear(2, n), nn.Linear(2, n), nn.Parameter(torch.eye(n)), nn.Linear(n, 3)
+        self.k, self.v, self.q = (nn.Linear(2, n) for _ in range(3))
+        self.w, self.out = nn.Parameter(torch.eye(n)), nn.Linear(n, 3)
     def forward(self, x):
         w = self.w.expand(len(x), -1, -1)
         for o in x.view(len(x), 3, 2).unbind(1):
@@ -163,7 +165,7 @@ def reversible(again):
 
 class Steps(nn.Module):
     "A layer of torch's that reads the six numbers as three steps of two"
-    def __init__(self, layer, n, width=None, pool=True):
+    def __init__(self, layer, n, width=None):
         super().__init__()
         self.first, self.layer, self.out = nn.Linear(2, width) if width else nn.Identity(), layer, nn.Linear(n, 3)
     def forward(self, x):
@@ -172,7 +174,8 @@ class Steps(nn.Module):
 
 
 def packed(m, x):
-    x = nn.utils.rnn.pack_padded_sequence(x.view(len(x), 3, 2), torch.tensor([3, 1, 2, 3, 2, 1, 3, 2])[:len(x)], batch_first=True, enforce_sorted=False)
+    lengths = torch.tensor([3, 1, 2, 3, 2, 1, 3, 2])[:len(x)]
+    x = nn.utils.rnn.pack_padded_sequence(x.view(len(x), 3, 2), lengths, batch_first=True, enforce_sorted=False)
     return m.out(m.layer(x)[1][-1])
 
 
@@ -386,7 +389,8 @@ class Dispatched(Experts):
 class Unet(nn.Module):
     def __init__(self):
         super().__init__()
-        self.down, self.mid, self.up, self.out = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 1, 1), nn.ConvTranspose2d(6, 6, 2, 2), nn.Conv2d(9, 3, 1)
+        self.down, self.mid = nn.Conv2d(3, 6, 3, 2, 1), nn.Conv2d(6, 6, 3, 1, 1)
+        self.up, self.out = nn.ConvTranspose2d(6, 6, 2, 2), nn.Conv2d(9, 3, 1)
     def forward(self, x):
         h = torch.tanh(self.down(x))
         return self.out(torch.cat([x, self.up(h + torch.tanh(self.mid(h)))], 1))
@@ -419,8 +423,7 @@ class Flow(nn.Module):
 class Vae(nn.Module):
     def __init__(self):
         super().__init__()
-        self.enc, self.dec = nn.Linear(6, 8), mlp()
-        self.dec = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6))
+        self.enc, self.dec = nn.Linear(6, 8), nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6))
     def forward(self, x):
         mu, s = self.enc(x).chunk(2, 1)
         q = torch.distributions.Normal(mu, s.exp())
@@ -459,7 +462,8 @@ class Ensemble(nn.Module):
     def __init__(self, n=3):
         super().__init__()
         params, _ = stack_module_state([mlp() for _ in range(n)])
-        self.members, self.base = nn.ParameterDict({k.replace(".", "_"): nn.Parameter(v.detach()) for k, v in params.items()}), [mlp().to("meta")]
+        self.members = nn.ParameterDict({k.replace(".", "_"): nn.Parameter(v.detach()) for k, v in params.items()})
+        self.base = [mlp().to("meta")]
     def forward(self, x):
         ps = {k.replace("_", "."): v for k, v in self.members.items()}
         return vmap(lambda p: functional_call(self.base[0], p, (x,)))(ps).mean(0)
@@ -495,7 +499,8 @@ def checkpointed(reentrant, mid=()):
 
 def in_segments(segments):
     "Images in segments, norms inside"
-    body = nn.Sequential(nn.Conv2d(3, 6, 3, 1, 1), nn.BatchNorm2d(6), nn.Tanh(), nn.Conv2d(6, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.Tanh())
+    def part(n, *args, **kwargs): return nn.Conv2d(n, 6, 3, *args, **kwargs), nn.BatchNorm2d(6), nn.Tanh()
+    body = nn.Sequential(*part(3, 1, 1), *part(6, 2, 1, bias=False))
     def f(m, x): return m.out((checkpoint_sequential(m.body, segments, x, use_reentrant=False) if segments else m.body(x)).mean((2, 3)))
     return Call(f, body=body, out=nn.Linear(6, 3))
 

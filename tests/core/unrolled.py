@@ -112,7 +112,8 @@ def noting(model, drawing):
 @contextmanager
 def plain_kernels():
     "Attention and recurrent layers out of operations that can be differentiated twice"
-    with Elementary(), sdpa_kernel(SDPBackend.MATH), torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False): yield
+    off = torch.backends.cudnn.flags(enabled=False), torch.backends.mkldnn.flags(enabled=False)
+    with Elementary(), sdpa_kernel(SDPBackend.MATH), off[0], off[1]: yield
 
 
 class Elementary(TorchFunctionMode):
@@ -123,7 +124,7 @@ class Elementary(TorchFunctionMode):
 
 
 def unroll(model, reducer, loss, batches, val, lr, risk, seen):
-    "Value and gradient with the graph of every inner step kept; each pass has a fresh model, fresh inputs and the draws noted for its batch"
+    "Value and gradient, the graph of every inner step kept; each pass has a fresh model, fresh inputs and the draws noted for its batch"
     ps = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters() if p.requires_grad}
     def losses(x, y):
         if key(x) in seen: rewind(seen[key(x)])
