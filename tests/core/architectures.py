@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from unrolled import Case, ce, compare
+from unrolled import Case, Outcome, ce, compare
 
 from metarisk_nb.files import replacing
 
@@ -129,6 +129,7 @@ def torchvision_cases():
 def timm_cases():
     import timm
     from timm import models as tm
+    from timm.models import metaformer as mf
     def named(name, size=32, by=1, lr=.1, refused=None, **kwargs):
         build = partial(timm.create_model, name, num_classes=3, **kwargs)
         return Case(name, narrow(build, by) if by > 1 else build, images(size), library="timm", lr=lr, refused=refused)
@@ -145,10 +146,10 @@ def timm_cases():
         made("resnetv2 (group norm, standardised weights)", tm.ResNetV2, layers=(1, 1, 1), channels=(32, 32, 64), stem_chs=32,
              conv_layer=timm.layers.StdConv2d, norm_layer=partial(timm.layers.GroupNormAct, num_groups=8)),
         made("convnextv2", tm.ConvNeXt, use_grn=True, ls_init_value=None, **four),
-        made("caformer", tm.MetaFormer, token_mixers=[tm.metaformer.SepConv] * 2 + [tm.metaformer.Attention] * 2, **four),
-        made("poolformer", tm.MetaFormer, token_mixers=tm.metaformer.Pooling, **four),
-        made("mlp-mixer", tm.MlpMixer, **mixer), made("resmlp", tm.MlpMixer, block_layer=tm.mlp_mixer.ResBlock, mlp_ratio=4, **mixer),
-        made("gmlp", tm.MlpMixer, block_layer=tm.mlp_mixer.SpatialGatingBlock, mlp_ratio=4, **mixer), made("convmixer", tm.ConvMixer, dim=16, depth=2, patch_size=4),
+        made("caformer", tm.MetaFormer, token_mixers=[mf.SepConv] * 2 + [mf.Attention] * 2,
+             norm_layers=[mf.LayerNorm2dNoBias] * 2 + [mf.LayerNormNoBias] * 2, **{**four, "dims": (8, 16, 32, 32)}),
+        made("poolformer", tm.MetaFormer, token_mixers=mf.Pooling, **four),
+        made("mlp-mixer", tm.MlpMixer, **mixer), made("resmlp", tm.MlpMixer, block_layer=tm.mlp_mixer.ResBlock, mlp_ratio=4, **mixer), made("convmixer", tm.ConvMixer, dim=16, depth=2, patch_size=4),
         named("vit_tiny_patch16_224", drop_path_rate=.2, proj_drop_rate=.1, **vit), named("deit_tiny_distilled_patch16_224", **vit),
         named("beit_base_patch16_224", **vit), named("eva02_tiny_patch14_224", **vit), named("cait_xxs24_224", **vit), named("convit_tiny", **vit),
         named("xcit_nano_12_p16_224", img_size=32, embed_dim=16, depth=2, num_heads=2), named("swin_tiny_patch4_window7_224", drop_path_rate=.2, **swin),
@@ -370,7 +371,8 @@ def main():
     print(f"{'':50} {'library':13} {'params':>9} K {'error':>6} {'verdict':8} {'s':>6}")
     for case in [c for c in cases() if args.only in c.name or args.only == c.library]:
         for k in 1, 3:
-            rows.append(compare(case, k))
+            try: rows.append(compare(case, k))
+            except Exception as e: rows.append(Outcome(case.name, case.library, 0, k, verdict="broken", message=f"{type(e).__name__}: {e}"))
             print(row(rows[-1]), flush=True)
     versions = {n: importlib.metadata.version(n) for n in ("torch", "torchvision", "timm", "transformers", "fastai")}
     if args.out:
