@@ -7,6 +7,7 @@ __all__ = ['History', 'target_share', 'Curriculum']
 
 # %% ../nbs/parts/curriculum.ipynb #fbfd8fb3
 from bisect import bisect_right
+from copy import deepcopy
 from warnings import warn
 
 import torch
@@ -186,8 +187,8 @@ class Curriculum:
     def state_dict(self)->dict:
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
         g = self.reducer
-        return dict(n=g.n, knots=g.knots, logits=g.logits.detach().clone(), optimizer=self.optimizer.state_dict(), skipped=self.skipped,
-                    passes=self.passes, value=float(self.value), history=self.history.state_dict())
+        return dict(n=g.n, knots=g.knots, logits=g.logits.detach().clone(), optimizer=deepcopy(self.optimizer.state_dict()),
+                    skipped=self.skipped, passes=self.passes, value=float(self.value), history=self.history.state_dict())
 
     def load_state_dict(self,
         state:dict, # From `state_dict`
@@ -202,7 +203,7 @@ class Curriculum:
             raise ValueError(f'state is of a reducer with n={n} and knots={knots}, '
                              f'this curriculum has n={self.reducer.n} and knots={self.knots}')
         with torch.no_grad(): new.reducer.logits.copy_(state['logits'])
-        new.optimizer.load_state_dict(state['optimizer'])
+        new.optimizer.load_state_dict(deepcopy(state['optimizer']))  # torch would share Adam's averages with it
         new.skipped, new.passes, new.value = state['skipped'], state['passes'], state['value']
         new.history = History.from_state(state['history'])
         self.__dict__.update(vars(new.to(self.reducer.logits)))
