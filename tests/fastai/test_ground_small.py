@@ -291,7 +291,7 @@ class Seen(nn.Module):
 
 
 edited = {"max_norm": lambda: Tokens(nn.Embedding(400, 4, max_norm=.5)), "max_norm of a sum": Bag, "clamp_": Clamped, "in place": Normed,
-          "a copy that follows": Copied}
+          "data": Data, "frozen copy": Copied, "frozen count": Seen}
 
 
 def token_learner(cbs, model, tokens):
@@ -316,7 +316,9 @@ class Trained(Callback):
 @pytest.mark.parametrize("name", edited)
 def test_parameters_that_a_pass_edits_are_edited_by_training_alone(name, kw):
     plain, zero = [token_learner([Trained(), *cbs], edited[name], name.startswith("max_norm")) for cbs in ([], [MetaRisk(meta_lr=0., every=1, **kw)])]
-    for o in plain, zero: fit(o, lr=.5)
+    for o in plain, zero:
+        set_seed(1)
+        fit(o, lr=.5)
     assert equal(plain.trained.states, zero.trained.states) and plain.recorder.losses == zero.recorder.losses
 
 
@@ -324,19 +326,3 @@ def test_parameters_that_a_pass_edits_are_edited_by_training_alone(name, kw):
 def test_and_are_learned_with_all_the_same(name):
     learn = fit(token_learner(MetaRisk("cvar:.5", every=1, warmup=0, meta_lr=.3), edited[name], name.startswith("max_norm")))
     assert not learn.meta_risk.uniform and learn.meta_risk.skipped == 0
-
-
-@pytest.mark.parametrize("model", [Copied, Seen])
-def test_frozen_parameters_too_large_to_copy_are_refused(model, monkeypatch):
-    monkeypatch.setattr("metarisk_nb.hypergrad.most_copied", 0)
-    with pytest.raises((RuntimeError, ValueError), match=r"frozen parameters.*(late.weight|seen).*buffers|a repeated pass gives other losses"):
-        fit(token_learner(MetaRisk(every=1), model, False), 1)
-
-
-@pytest.mark.parametrize("kw", [{}, {"fresh": True, "n_inner": 2}], ids=str)
-def test_weights_whose_data_are_exchanged_stay_or_are_refused(kw):
-    plain, zero = [token_learner([Trained(), *cbs], Data, False) for cbs in ([], [MetaRisk(meta_lr=0., every=1, **kw)])]
-    fit(plain, lr=.5)
-    try: fit(zero, lr=.5)
-    except ValueError as e: assert "a repeated pass gives other losses" in str(e)
-    else: assert equal(plain.trained.states, zero.trained.states)
