@@ -118,7 +118,8 @@ def test_a_new_argument_leaves_the_keys_alone_until_it_is_used(monkeypatch, tell
         def __init__(self, risk="expected", n_inner=1, rank="auto", view=None, **kwargs):
             super().__init__(risk, n_inner, **kwargs)
             self.rank, self.view = rank, view
-            if tells: self.settings = {k: getattr(self, k) for k in names}
+        @property
+        def settings(self): return {k: getattr(self, k) for k in names} if tells else super().settings
         @classmethod
         def paper(cls, risk="expected", **kwargs): return super().paper(risk, **{"rank": "loss", **kwargs})
     old, other = Run(method=method, noise=.2), Run(method=method, noise=.2, meta=dict(warmup=3))
