@@ -656,6 +656,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'metarisk_nb.passes._copied_container': ( 'parts/passes.html#_copied_container',
                                                                               'metarisk_nb/passes.py'),
                                     'metarisk_nb.passes._held': ('parts/passes.html#_held', 'metarisk_nb/passes.py'),
+                                    'metarisk_nb.passes._hooks': ('parts/passes.html#_hooks', 'metarisk_nb/passes.py'),
                                     'metarisk_nb.passes._refill': ('parts/passes.html#_refill', 'metarisk_nb/passes.py'),
                                     'metarisk_nb.passes._same_stream': ('parts/passes.html#_same_stream', 'metarisk_nb/passes.py'),
                                     'metarisk_nb.passes._spaces': ('parts/passes.html#_spaces', 'metarisk_nb/passes.py'),

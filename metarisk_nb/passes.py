@@ -82,6 +82,11 @@ def _spaces(holders):
     found = [d for m in modules for d in (m.__dict__, m._parameters, m._buffers)]
     return [*{id(d): d for d in found + [vars(o) for o in holders if not isinstance(o, nn.Module)]}.values()]
 
+def _hooks(holders):
+    "The dictionaries in which modules keep their hooks: a handle knows them by identity, so they are never replaced"
+    modules = {m for o in holders if isinstance(o, nn.Module) for m in o.modules()}
+    return [d for m in modules for k, d in vars(m).items() if k.endswith('_hooks') and isinstance(d, dict)]
+
 _torchs_own = set(vars(nn.Module())) # Names of the dictionaries of a module itself, such as its hooks
 
 class Snapshot:
@@ -89,7 +94,7 @@ class Snapshot:
     def __init__(self,
         holders, # Modules, with all that they contain, and objects with attributes
     ):
-        self.spaces = _spaces(holders)
+        self.spaces, self.hooks = _spaces(holders), _hooks(holders)
         self.state = self._copies([dict(d) for d in self.spaces], {})
 
     @staticmethod
@@ -101,12 +106,14 @@ class Snapshot:
         new=None, # From `id` of a parameter to the tensor that takes its place
     ):
         "Run a block with copies of the state in place; afterwards everything is as it was before the block"
-        before = [dict(d) for d in self.spaces]
+        before, hooks = [dict(d) for d in self.spaces], [dict(d) for d in self.hooks]
         try:
             for d, values in zip(self.spaces, self._copies(self.state, dict(new or {}))): _refill(d, values)
             yield
         finally:
             for d, values in zip(self.spaces, before): _refill(d, values)
+            for d, values in zip(self.hooks, hooks):
+                if d or values: _refill(d, values)
 
 def _refill(d, values):
     d.clear()
