@@ -117,7 +117,11 @@ class Curriculum:
         return self._weights.clone()
 
     def order(self,
-        losses:Tensor, # One loss per sample
+        losses:Tensor, # One loss per sample, or what else they are sorted by
+        y=None,        # Their labels; here and below: for a curriculum whose order is another one
+        pred=None,     # Logits of the batch
+        ids=None,      # Sample numbers
+        n_items=0,     # Samples in the data set
     )->Tensor:         # As many positions, that of the sample with the largest loss first
         "The order in which the samples take the places that have weights"
         return losses.detach().argsort(descending=True, stable=True)
@@ -128,11 +132,17 @@ class Curriculum:
         scale=1.,      # The weights are multiplied by this number
     )->Tensor:         # 0-d, to call `backward` on
         "The batch's losses as one number, with today's weights"
+        if not losses.ndim: raise ValueError("losses must be one number per sample (such as reduction='none'), got a single one")
         w = self._weights if len(losses) == self.reducer.n else self.reducer.weights(len(losses)).detach()
         l = at_least_float32(losses).gather(0, self.order(losses) if order is None else order)
         w = (scale * w).to(l)
         l = l.masked_fill((w == 0) & ~l.isfinite(), 0.)  # as `risk.weigh`: what is not finite and has no weight adds nothing
         return w.dot(l).to(losses.dtype)
+
+    @property
+    def harmful(self)->float:
+        "Share of the batch whose weight has been taken away: 0 for uniform weights"
+        return float((1 - self.reducer.n * self._weights).clamp(min=0).mean())
 
     def seen(self,
         n, # Samples of this batch

@@ -27,6 +27,7 @@ class Learned(Weighing):
     curriculum = last_step = asked = None  # `asked`: the user's method, where another one has taken its place
     drawn = 0
     reducer, history, opt_phi = map(_of_curriculum, ('reducer', 'history', 'optimizer'))
+    harmful = _of_curriculum('harmful', 0.)
     skipped, failed, passes = _of_curriculum('skipped', 0), _of_curriculum('failed', 0), _of_curriculum('passes', 0.)
     uniform, value = _of_curriculum('uniform', True), _of_curriculum('value', float('nan'))
 
@@ -34,6 +35,7 @@ class Learned(Weighing):
         "Forget what was learned: the next fit begins anew"
         if self.asked: self.method, self.asked = self.asked, None
         self.curriculum, self.last_step, self.n_step, self.drawn, self._counted = None, None, 0, 0, [0]
+        self.found = self.head = self._target = self._counts = None
 
     def begin_anew(self):
         "Forget what was learned in another Learner"

@@ -22,7 +22,7 @@ def pytest_addoption(parser): parser.addoption("--slow", action="store_true", he
 def pytest_cmdline_main(config):
     "Folders run in parallel, at most four processes; a file or a single test does not. `-n` overrides this"
     o = config.option
-    folders = all(os.path.isdir(a) for a in config.args) and not (o.keyword or o.markexpr or o.lf or o.collectonly or o.usepdb)
+    folders = all(os.path.isdir(a) for a in config.args) and not (o.keyword or o.markexpr or getattr(o, 'lf', False) or o.collectonly or o.usepdb)
     if o.numprocesses is None and not hasattr(config, "workerinput") and folders: o.numprocesses = workers()
 
 

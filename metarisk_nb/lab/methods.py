@@ -72,7 +72,7 @@ class StepsDL(TensorDL):
         "Places of all samples to come; what would not fill a batch is left out of a pass"
         one = range(len(self.dataset))
         passes = (i for _ in count() for i in list(self.shuffle_fn(one))[:len(one) // self.bs * self.bs])
-        return islice(passes, self.n)
+        return [*islice(passes, self.n)]
 
 # %% ../../nbs/lab/methods.ipynb #0d52231b
 class _NoValid(Callback):

@@ -1,0 +1,204 @@
+"Innocent until proven harmful: the order, the evidence of the last layer, the gap, and what they do to the weights"
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from metarisk_nb.curriculum import Curriculum
+from metarisk_nb.evidence import Places, class_weights
+from metarisk_nb.head import Head
+from metarisk_nb.hypergrad import hypergradient
+from metarisk_nb.losses import gce_loss, mae_loss
+from metarisk_nb.order import LabelDoubt
+from metarisk_nb.presumption import Gap, Presumption
+from metarisk_nb.risk import CVaR, ExpectedValue
+
+
+def ce(pred, y): return F.cross_entropy(pred, y, reduction="none")
+
+
+# --- The order
+
+def test_a_history_finds_wrong_labels_better_than_one_glance():
+    g = torch.Generator().manual_seed(0)
+    true = torch.randint(0, 5, (400,), generator=g)
+    wrong = torch.rand(400, generator=g) < .3
+    y = torch.where(wrong, (true + 1) % 5, true)
+    doubt, today = LabelDoubt(), LabelDoubt()
+    for _ in range(8):
+        pred = 1.5 * F.one_hot(true, 5) + 1.5 * torch.randn(400, 5, generator=g)
+        d, t = doubt(pred, y, ids=torch.arange(400), n_items=400), today(pred, y)
+    def auroc(s): return (s[wrong][:, None] > s[~wrong][None]).float().mean()
+    assert auroc(d) > .95 > .9 > auroc(t)
+
+
+def test_a_rare_class_is_not_doubted_for_being_rare():
+    doubt = LabelDoubt()
+    for _ in range(6000): d = doubt(torch.tensor([[3., 0.]]).expand(20, 2), torch.tensor([0] * 19 + [1]))
+    assert d[-1] - d[:-1].mean() < .3  # their losses differ by 3
+
+
+def test_numbers_that_no_longer_match_begin_anew():
+    doubt = LabelDoubt()
+    doubt(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([5, 9]), 10)
+    doubt(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([1, 2]), 4)
+    assert len(doubt.seen) == 4 and doubt.seen.isnan().tolist() == [True, False, False, True]
+
+
+# --- The last layer
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.other, self.out = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 3)
+    def forward(self, x): return self.out(self.other(self.norm(self.body(x)).tanh()).tanh())
+
+
+@pytest.mark.parametrize("meta_loss", [ce, mae_loss, gce_loss])
+@pytest.mark.parametrize("loss", [ce, gce_loss], ids=["ce", "gce"])
+@pytest.mark.parametrize("risk", [ExpectedValue(), CVaR(.3)], ids=str)
+def test_for_a_network_that_is_its_head_the_alignment_is_the_hypergradient(loss, meta_loss, risk):
+    "Up to the mean of the features, which the bias carries: they are centred here"
+    torch.manual_seed(0)
+    model, (x, xv) = nn.Linear(5, 4, bias=False).double(), torch.randn(2, 12, 5).double()
+    xv = xv - xv.mean(0)
+    y, yv = torch.randint(4, (2, 12))
+    head = Head(model)
+    head.listen()
+    assert head.heard(out := model(x)) and head.found is model
+    at_start, value = head.validation((xv,), lambda out: risk(meta_loss(out, yv)), 0)
+    l = loss(out, y)
+    a, order = head.alignments(l, at_start), l.detach().argsort(descending=True, stable=True)
+    want, harm = hypergradient(model, Places(torch.full((12,), 1 / 12)).double(), risk, loss, [(x, y)], (xv, yv), 1e-6, meta_loss=meta_loss)
+    assert value == pytest.approx(want.item(), abs=1e-5) and torch.allclose(-a[order].double(), harm / 1e-6, rtol=1e-3, atol=1e-5)
+
+
+def test_the_head_is_found_and_the_model_left_as_it_was():
+    torch.manual_seed(0)
+    model, x = TwoHeads(), torch.randn(6, 4)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    head = Head(model)
+    head.listen()
+    out = model(x)
+    state.update({k: v.clone() for k, v in model.state_dict().items()})
+    assert head.heard(out) and head.found is model.out and not any(m._forward_hooks for m in model.modules())
+    rng = torch.get_rng_state()
+    head.validation((torch.randn(9, 4, generator=torch.Generator().manual_seed(1)),), lambda out: out.square().mean(), 3)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in state.items()) and torch.equal(rng, torch.get_rng_state())
+    assert not any(m._forward_hooks for m in model.modules()) and all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("model,shape", [(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (6, 4)), (nn.Linear(4, 3), (6, 2, 4)), (nn.Conv1d(4, 3, 1), (6, 4, 5))])
+def test_a_model_without_such_a_head(model, shape):
+    head = Head(model)
+    head.listen()
+    assert not head.heard(model(torch.randn(shape))) and not any(m._forward_hooks for m in model.modules())
+
+
+# --- The gap
+
+def looked(gap, train, valid, looks=6):
+    for _ in range(looks):
+        for _ in range(20): gap.train(torch.tensor(train))
+        gap.look(valid)
+    return gap
+
+
+def test_the_gap_opens_when_training_data_are_learned_by_heart():
+    assert not looked(Gap(), 1., 1.).open and not looked(Gap(), 1.3, 1.).open and looked(Gap(), .9, 1.1).open
+    assert not looked(Gap(), .9, 1.1, looks=2).open and not looked(Gap(), 1., 1.02).open
+    assert not looked(Gap(), 1., float("nan")).open
+    gap = looked(Gap(), .5, 1.)
+    assert looked(gap, 1., .5).open  # it stays
+
+
+# --- The weights
+
+def learned(against, steps=600, n=100, open=True, **kwargs):
+    "A curriculum after evidence in which a share `against[k]` of the samples at each place points against validation"
+    c, g = Presumption(n, **kwargs), torch.Generator().manual_seed(0)
+    c.gap.open = open
+    for _ in range(steps): c.update(0., (torch.rand(n, generator=g) < against).float() - .5)
+    return c
+
+
+def cut(share, n=100, harm=.9, rest=.3): return torch.where(torch.arange(n) < share * n, harm, rest)
+
+
+@pytest.mark.parametrize("share", [.1, .2, .45, .6])
+def test_the_weights_are_a_soft_cut_at_the_share_that_harms(share):
+    c = learned(cut(share))
+    assert c.harmful == pytest.approx(share, abs=.04) and c.weights[:round(100 * share) - 6].max() < 1e-3 / 100
+    assert c.weights.sum() == pytest.approx(1, abs=1e-5) and (c.weights.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("against", [torch.full((100,), .5), torch.linspace(.6, .2, 100), cut(.03, harm=.8), torch.linspace(.2, .9, 100)],
+                         ids=["even", "hard samples", "too few", "the best end"])
+def test_where_nothing_is_proven_all_stay_uniform(against):
+    c = learned(against)
+    assert c.uniform and c.harmful == 0 and torch.equal(c.weights, torch.full((100,), .01))
+
+
+def test_nothing_is_judged_before_the_gap_has_opened(): assert learned(cut(.4), open=False).uniform
+
+
+def test_weight_falls_gradually_and_comes_back():
+    c = learned(cut(.4), steps=60)
+    some = c.harmful
+    assert 0 < some < .3 < learned(cut(.4), steps=400).harmful
+    for _ in range(1500): c.update(0., torch.full((100,), -1.))
+    assert c.uniform and not c.convicted
+
+
+def test_evidence_every_few_steps_counts_for_all_of_them():
+    c, g = Presumption(100), torch.Generator().manual_seed(0)
+    c.gap.open = True
+    for _ in range(40): c.update(0., (torch.rand(100, generator=g) < cut(.4)).float() - .5, steps=20)
+    assert c.harmful == pytest.approx(.4, abs=.06)
+
+
+def test_evidence_that_is_not_finite_is_skipped_and_counted():
+    c = Presumption(4)
+    with pytest.warns(UserWarning, match="not finite"): c.update(0., torch.tensor([1., float("nan"), 0., 0.]))
+    assert c.skipped == 1 and c.weighed == 0 and c.uniform
+
+
+def test_a_class_that_is_about_to_starve_is_fed():
+    c, y = learned(cut(.3)), torch.tensor([7] * 25 + [0] * 75)
+    order, before = torch.arange(100), c.harmful
+    for _ in range(200): c.guard(y, order)
+    assert c.guarded and c.starving == {7} and c.harmful < before and c.received[7] > .05
+    fair = learned(cut(.3))
+    for _ in range(200): fair.guard(torch.arange(100) % 10, order)
+    assert not fair.guarded and fair.harmful == before
+
+
+def test_saved_and_loaded():
+    c = learned(cut(.4), steps=300)
+    c.order(torch.zeros(100), torch.arange(100) % 5, torch.randn(100, 5), torch.arange(100), 150)
+    c.guard(torch.arange(100) % 5, torch.arange(100))
+    f = io.BytesIO()
+    torch.save(c.state_dict(), f)
+    f.seek(0)
+    new = Presumption(100)
+    new.load_state_dict(torch.load(f, weights_only=True))
+    for o in (c, new): o.update(0., cut(.4) - .5)
+    assert torch.equal(c.weights, new.weights) and torch.equal(c.shares, new.shares) and new.gap.open and new.convicted
+    assert torch.equal(c.doubt.seen.nan_to_num(-1), new.doubt.seen.nan_to_num(-1)) and torch.equal(c.received, new.received)
+    with pytest.raises(ValueError, match="first edition"): new.load_state_dict(Curriculum(100, None).state_dict())
+    assert torch.equal(c.weights, new.weights)
+
+
+def test_the_share_of_weight_taken_away():
+    c = Curriculum(10, None)
+    assert c.harmful == 0
+    with torch.no_grad(): c.reducer.logits[:3] = -30
+    c._moved()
+    assert c.harmful == pytest.approx(.3, abs=1e-5)
+
+
+def test_classes_count_alike():
+    w = class_weights(torch.tensor([0, 0, 0, 1, -1]), torch.tensor([30, 10]))
+    assert w.tolist() == pytest.approx([1 / 6] * 3 + [.5, 0])
