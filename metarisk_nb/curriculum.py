@@ -107,6 +107,8 @@ class Curriculum:
         self.passes, self.skipped, self.failed, self.value = 0., 0, 0, float('nan')
         self._moved()
 
+    guarded = 0  # steps in which the weights were drawn towards uniform, so that no class would starve
+
     def _moved(self):
         "Keep today's weights, which change in updates only"
         self._weights, self.uniform = self.reducer.weights().detach(), not self.reducer.logits.any()

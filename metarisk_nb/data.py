@@ -9,6 +9,7 @@ __all__ = ['noise_kinds', 'data_path', 'fashion_classes', 'shifts', 'noisy_label
 
 # %% ../nbs/04_data.ipynb #529242c3
 import os
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -30,13 +31,14 @@ _all_ = ['mlp', 'cnn', 'resnet18_32']  # they stood here once
 
 # %% ../nbs/04_data.ipynb #4b117982
 noise_kinds = dict(uniform=lambda y, c, g: torch.randint(0, c, y.shape, generator=g),
-                   pairflip=lambda y, c, g: (y + 1) % c)
+                   pairflip=lambda y, c, g: (y + 1) % c,
+                   classwise=lambda y, c, g: torch.where(y % 2 == 0, (y + 1) % c, y))
 
 def noisy_labels(
     y:Tensor,       # n labels 0 ... n_classes-1, left unchanged
     rate:float,     # Share of the labels to change, in [0, 1]
     n_classes:int,  # Number of classes
-    kind='uniform', # 'uniform': drawn anew over all classes (the paper's way); 'pairflip': the next class
+    kind='uniform', # 'uniform': drawn anew over all classes (the paper's way); 'pairflip': the next class; 'classwise': that too, for every second class
     seed=0,         # Which labels, and to what
 )->Tensor:          # n labels
     "`y` with a share `rate` of its labels changed (paper, section 4.2); ValueError for another rate or kind"
@@ -227,7 +229,7 @@ def worse_images(
     x = contrast * s.x + noise * torch.randn(s.x.shape, generator=g).to(s.x)
     return TensorSet(x, s.y, s.clean, s.vocab, s.mean, s.std)
 
-shifts = dict(balance=long_tail, images=worse_images)
+shifts = dict(balance=long_tail, images=worse_images, tail20=partial(long_tail, ratio=20.))
 
 class RandomCropFlip(ItemTransform):
     "Each image of a training batch moved by up to `pad` pixels, black at the border, and half of them mirrored (paper, section 4)"

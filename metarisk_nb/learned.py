@@ -27,7 +27,7 @@ class Learned(Weighing):
     curriculum = last_step = asked = None  # `asked`: the user's method, where another one has taken its place
     drawn = 0
     reducer, history, opt_phi = map(_of_curriculum, ('reducer', 'history', 'optimizer'))
-    harmful = _of_curriculum('harmful', 0.)
+    harmful, guarded = _of_curriculum('harmful', 0.), _of_curriculum('guarded', 0)
     skipped, failed, passes = _of_curriculum('skipped', 0), _of_curriculum('failed', 0), _of_curriculum('passes', 0.)
     uniform, value = _of_curriculum('uniform', True), _of_curriculum('value', float('nan'))
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
-from fastai.optimizer import SGD
+from fastai.optimizer import SGD, Adam
 from fastai.torch_core import no_random
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -34,7 +34,7 @@ from ..risk import as_risk
 # %% ../../nbs/lab/train.ipynb #24511b62
 def _shift(dls, run):
     "Move the balance of all splits but test, or the images of test; meta-validation goes with test where `clean_valid` says so"
-    moved = {0, 2} if run.shift == 'balance' else {3}
+    moved = {3} if run.shift == 'images' else {0, 2}
     if run.clean_valid == (run.shift == 'images'): moved.add(1)
     for i in moved: dls.loaders[i] = dls[i].new(shifts[run.shift](dls[i].dataset, seed=run.seed))
 
@@ -54,7 +54,7 @@ def learner_of(
 )->tuple:      # The Learner, and the fingerprint of its data
     "A Learner as every method of a study begins with"
     dls, mark = _loaders(run, path)
-    opt = partial(SGD, mom=run.mom, decouple_wd=False)
+    opt = partial(SGD, mom=run.mom, decouple_wd=False) if run.opt == 'sgd' else Adam
     model = network(run.arch, dls.train_ds.x[:1], dls.c)
     return Learner(dls, model, nn.CrossEntropyLoss(), opt_func=opt, wd=run.wd, wd_bn_bias=True), mark
 
@@ -123,7 +123,7 @@ def _weights(learn, done, n=16):
     m = learn.meta_risk
     i = np.unique(np.linspace(0, len(m.history.steps) - 1, n - 1).round().astype(int))
     rows = [*m.history.weights[i].tolist(), m.weights.tolist()]
-    return dict(steps=[*(int(m.history.steps[k]) for k in i), done], weights=_rounded(rows), skipped=int(m.skipped))
+    return dict(steps=[*(int(m.history.steps[k]) for k in i), done], weights=_rounded(rows), skipped=int(m.skipped), harmful=m.harmful, guarded=m.guarded)
 
 def device_name(
     d:torch.device,
