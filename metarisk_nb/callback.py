@@ -283,7 +283,9 @@ class MetaRisk(MetaSteps):
         if self.batches: self.batches.drop()
 
     def _moved(self): return self.n_step != self.last_step  # the first batch, or the optimizer has stepped since
-    def _due(self): return self._moved() and self.n_step % self.every == 0 and (not self.curriculum or self.curriculum.willing)
+    def _due(self):
+        lacking = self.head is not None and self.head.found is not None and self._target is None
+        return self._moved() and (lacking or self.n_step % self.every == 0) and (not self.curriculum or self.curriculum.willing)
     def _drop_inputs(self):
         if self._inputs: self._inputs.drop()
         self._inputs = None

@@ -68,13 +68,17 @@ class Evidence(Learned):
     def presumes(self)->bool:
         "Is a place innocent until proven harmful?"
         return self.rule == 'presumption'
+    def before_train(self):
+        super().before_train()
+        self._target = self._counts = None  # an epoch begins with a look, whether the run was interrupted or not
     def after_train(self):
         super().after_train()
         c = self.curriculum
         if not self.presumes or c is None or not (new := sorted(c.starving - c.told)): return
         c.told.update(new)
-        names = getattr(self.dls, 'vocab', None) or range(1 + max(new))
-        warn(f'{self.name}: the weights drifted away from {[str(names[i]) for i in new]}, so they were drawn towards uniform (see .guarded)')
+        vocab = getattr(self.dls, 'vocab', None) or range(1 + max(new))
+        names = ', '.join(str(vocab[i]) for i in new)
+        warn(f'{self.name}: the weights drifted away from {names}, so they were drawn towards uniform (see .guarded)')
 
     def _may_listen(self):
         return self.presumes and self.n_inner == 1 and self.picked('method') in ('auto', 'head') and self.asked is None
@@ -100,8 +104,15 @@ class Evidence(Learned):
             rank = 'loss' if not classes else 'class' if numbered is None else 'history'
             if self.rank not in ('auto', 'loss') and not classes:
                 raise ValueError(f'rank={self.rank!r} needs logits of several classes and one label per sample: use rank=\'loss\'')
+            if self.rank == 'history' and rank != 'history':
+                raise ValueError("rank='history' needs sample numbers, which fastai's loaders of one process have: use rank='class'")
             self.found = dict(rank=rank if self.rank == 'auto' else self.rank)
         self.found['method'] = 'head' if self.head else 'exact' if self.picked('method') == 'auto' else self.picked('method')
+
+    def labels(self)->Tensor:
+        "The labels of the batch, of all processes; -1 for those that the loss ignores"
+        y = self.given.y[0].flatten()
+        return gathered(y.masked_fill(y == getattr(self.plain_loss, 'ignore_index', -100), -1), process_group(self.model))
 
     def arrange(self,
         batch, # The training batch's `BatchLosses`
@@ -111,8 +122,15 @@ class Evidence(Learned):
         mixed = not single_label(self.pred, *y)  # such samples have two labels
         if self.picked('rank') == 'loss' or mixed: return c.order(batch.values)
         dl, ids = undivided(self.dls.train), None
-        if self.picked('rank') == 'history': ids = sample_numbers(dl, self.iter, len(y[0]))
-        return c.order(batch.values, gathered(y[0].flatten(), group), gathered(self.pred, group), ids, 0 if ids is None else len(dl.dataset))
+        if self.picked('rank') == 'history': ids = self._numbers(dl, len(y[0]))
+        return c.order(batch.values, self.labels(), gathered(self.pred, group), ids, 0 if ids is None else len(dl.dataset))
+
+    def _numbers(self, dl, n):
+        was, now = self.curriculum.doubt.seen, len(dl.dataset)
+        if was is not None and len(was) != now:
+            warn(f'{self.name}: the data set had {len(was)} samples, and now has {now}: what is known of single samples begins anew')
+            self.curriculum.doubt.seen = None
+        return sample_numbers(dl, self.iter, n)
 
     def gather(self,
         batch,      # The training batch's `BatchLosses`
@@ -125,7 +143,7 @@ class Evidence(Learned):
         c.gap.train(batch.values.detach().mean())
         if due: self.look(batch, order)
         if moved and self.head and self._target: self._testify(batch, order)
-        if single_label(self.pred, *self.given.y): c.guard(gathered(self.given.y[0], process_group(self.model)), order)
+        if single_label(self.pred, *self.given.y): c.guard(self.labels(), order)
 
     def look(self, batch, order):
         "Look at a validation batch: is there a gap, and where does the validation gradient point?"
@@ -175,5 +193,6 @@ class Evidence(Learned):
         by_loss = batch.values.detach().argsort(descending=True, stable=True)
         w = torch.empty_like(self.curriculum.weights).scatter(0, order, self.curriculum.weights) if len(order) == self.reducer.n else None
         if w is None: return
-        value, harm = self._hypergradient(batch, Places(w[by_loss].to(batch.values.dtype)))
+        with self.batches.own(), self._precision():
+            value, harm = self._hypergradient(batch, Places(w[by_loss].to(batch.values.dtype)))
         self.curriculum.update(value, torch.empty_like(harm).scatter(0, by_loss, harm)[order], self.every)

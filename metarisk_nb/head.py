@@ -29,7 +29,10 @@ class Head:
         self.stop()
         self.passes = []
         self._hooks = [m.register_forward_hook(self._note) for m in ([self.found] if self.found else self.layers)]
-    def _note(self, layer, args, out): self.passes.append((layer, args[0], out))
+    def _note(self, layer, args, out):
+        given = out.clone()  # what a loss may edit in place
+        self.passes.append((layer, args[0], out, given))
+        return given
     def stop(self):
         "Listen no more"
         for h in self._hooks: h.remove()
@@ -40,9 +43,9 @@ class Head:
     )->bool:
         "Was it a linear layer that gave (n, C) outputs `out`? From then on the layer is known"
         self.stop()
-        here = isinstance(out, Tensor) and out.ndim == 2 and [o for o in self.passes if _same(o[2], out)]
+        here = isinstance(out, Tensor) and out.ndim == 2 and [o for o in self.passes if _same(o[3], out)]
         if not here: return False
-        self.found, x, self.gave = here[-1]
+        self.found, x, self.gave, _ = here[-1]
         self.read = x.detach()
         return True
 
@@ -64,7 +67,7 @@ class Head:
         layer, found = self.found, {}
         def leaf(layer, args, out):
             found.update(x=args[0].detach().float(), z=out.detach().requires_grad_())
-            return found['z']
+            with torch.enable_grad(): return found['z'].clone()  # a loss may edit it in place
         devices = {p.device for p in layer.parameters()}
         with Snapshot([self.model]).placed(), seeded(seed, devices):
             hook = layer.register_forward_hook(leaf)

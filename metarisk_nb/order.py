@@ -20,7 +20,7 @@ class LabelDoubt:
 
     def __call__(self,
         pred:Tensor, # (n, C) logits
-        y:Tensor,    # n labels; a negative one is ignored
+        y:Tensor,    # n labels; one that is no class is ignored
         ids=None,    # n sample numbers
         n_items=0,   # Samples in the data set, which `ids` number
     )->Tensor:       # n doubts, in nats: the larger, the more doubtful is the label
@@ -28,11 +28,12 @@ class LabelDoubt:
         p, y = pred.detach().float().softmax(1), y.flatten()
         if self.expected is None: self.expected = p.new_full((p.shape[1],), 1 / p.shape[1])
         self.expected = self.prior * self.expected.to(p) + (1 - self.prior) * p.mean(0)
-        label = y.clamp(min=0)
+        known = (y >= 0) & (y < p.shape[1])
+        label = y.where(known, 0)
         believed = p.gather(1, label[:, None])[:, 0]
         if ids is not None: believed = self._remembered(ids, believed, n_items)
         doubt = self.expected[label].log() - believed.clamp(min=1e-12).log()
-        return doubt.masked_fill(y < 0, -torch.inf)
+        return doubt.masked_fill(~known, -torch.inf)
 
     def _remembered(self, ids, now, n_items):
         if self.seen is None or len(self.seen) != n_items: self.seen = now.new_full((n_items,), torch.nan)

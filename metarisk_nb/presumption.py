@@ -40,6 +40,14 @@ class Gap:
         part = 1 - m**self.n
         mean, error = self.mean / part, (max(self.square / part - (self.mean / part)**2, 1e-6) * (1 - m) / (1 + m))**.5
         self.open = self.n >= self.looks and mean > max(self.least, 2 * error)
+    def state_dict(self)->dict:
+        "The running means, as numbers"
+        return dict(vars(self), _train=[float(self._train[0]), self._train[1]])
+    def load_state_dict(self,
+        state:dict, # From `state_dict`
+    ):
+        "Go on from a saved state"
+        vars(self).update(state, _train=[*state['_train']])
 
 # %% ../nbs/parts/presumption.ipynb #7063a8b8
 class Presumption(Curriculum):
@@ -107,7 +115,7 @@ class Presumption(Curriculum):
         "Note how much weight each class receives, and draw the weights towards uniform where one is about to starve"
         if self.uniform or len(y) != self.reducer.n: return
         w = torch.empty_like(self._weights).scatter(0, order, self._weights) * len(y)
-        y = y.flatten().clamp(min=0)
+        w, y = w[y >= 0], y[y >= 0]
         size = max(int(y.max()) + 1, 0 if self.received is None else len(self.received))
         count = torch.bincount(y, minlength=size)
         got = torch.zeros(size).to(w).index_add_(0, y, w) / count.clamp(min=1)
@@ -125,7 +133,7 @@ class Presumption(Curriculum):
 
     def _extra(self):
         return dict(against=self.against.detach().clone(), weighed=self.weighed, convicted=self.convicted, guarded=self.guarded,
-                    received=self.received, doubt=self.doubt.state_dict(), gap={k: v for k, v in vars(self.gap).items() if k != '_train'})
+                    received=self.received, doubt=self.doubt.state_dict(), gap=self.gap.state_dict())
     def state_dict(self):
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
         return dict(super().state_dict(), evidence=self._extra())
@@ -137,5 +145,5 @@ class Presumption(Curriculum):
         Curriculum.load_state_dict(new, state)
         new.__dict__.update({k: e[k] for k in ('against', 'weighed', 'convicted', 'guarded', 'received')})
         new.doubt.load_state_dict(e['doubt'])
-        vars(new.gap).update(e['gap'])
+        new.gap.load_state_dict(e['gap'])
         self.__dict__.update(vars(new.to(self.reducer.logits)))

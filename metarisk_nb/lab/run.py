@@ -39,7 +39,8 @@ def digest(
 # %% ../../nbs/lab/run.ipynb #bdda9f29
 replays = ('frozen', 'replayed', 'shuffled')       # They train on the weights that a run of `learned` has stored
 _first = MetaRisk.first_edition
-makers = dict(learned=_first, paper=MetaRisk.paper, presumption=MetaRisk, **dict.fromkeys(replays, _first)) # Method -> what makes its MetaRisk
+makers = dict(learned=_first, paper=MetaRisk.paper, presumption=MetaRisk,
+              **dict.fromkeys(replays, _first)) # Method -> what makes its MetaRisk
 told = ('oracle', 'coteaching')                    # They know the share of wrong labels
 on_clean_part = ('joined', 'finetuned', 'clean_only') # They train on clean meta-validation data
 constants = dict(gce=('q',), elr=('strength', 'memory')) # Rivals whose constants a run may set in `meta`
@@ -80,7 +81,8 @@ _allowed = dict( # Setting -> what is allowed, in words and as a function
     objective=("a name as in as_risk, such as 'cvar:.1'", lambda x: isinstance(x, str)),
     noise=_number('a share in [0, 1]', lambda x: 0 <= x <= 1), shift=_one_of(['none', *shifts]),
     valid_share=_or_none(*_number('a share in (0, .1)', lambda x: 0 < x < .1)),
-    augment=_bool, opt=_one_of(['sgd', 'adam']), clean_valid=_bool, seed=_at_least(0), steps=_at_least(1), bs=_at_least(2), patience=_at_least(0),
+    augment=_bool, clean_valid=_bool, opt=_one_of(['sgd', 'adam']),
+    seed=_at_least(0), steps=_at_least(1), bs=_at_least(2), patience=_at_least(0),
     lr=_above_0, div=_above_0, div_final=_above_0, mom=_below_1, wd=_below_1)
 
 # %% ../../nbs/lab/run.ipynb #74886bfb

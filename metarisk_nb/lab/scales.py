@@ -32,8 +32,10 @@ _noisy = [dict(noise=.5), dict(noise=.2), dict(noise=.4, noise_kind='pairflip'),
 harmless = dict( # Tasks that the default must survive: Fashion-MNIST cut, an MLP, 2,000 steps, unless said otherwise
     clean=[dict(mom=0.), {}, dict(opt='adam', lr=1e-3), dict(opt='adam', lr=1e-2), dict(steps=200), dict(augment=True),
            dict(data='digits', steps=600), dict(shift='tail20'), dict(shift='tail20', mom=0.), dict(shift='balance')],
-    noisy=[*_noisy, dict(noise=.5, mom=0.), dict(noise=.4, noise_kind='pairflip', mom=0.), dict(noise=.5, opt='adam', lr=1e-3), dict(noise=.5, steps=200),
-           dict(noise=.5, augment=True), dict(noise=.4, data='digits', steps=600), dict(noise=.2, shift='balance'),
+    noisy=[*_noisy, dict(noise=.5, mom=0.), dict(noise=.4, noise_kind='pairflip', mom=0.), dict(noise=.5, opt='adam', lr=1e-3),
+           dict(noise=.5, steps=200),
+           dict(noise=.5, augment=True),
+           dict(noise=.4, data='digits', steps=600), dict(noise=.2, shift='balance'),
            dict(noise=.4, shift='tail20'), dict(noise=.4, shift='tail20', mom=0.), *[dict(noise=o) for o in (.1, .3, .4)]])
 
 def _harmless():

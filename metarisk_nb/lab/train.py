@@ -123,7 +123,8 @@ def _weights(learn, done, n=16):
     m = learn.meta_risk
     i = np.unique(np.linspace(0, len(m.history.steps) - 1, n - 1).round().astype(int))
     rows = [*m.history.weights[i].tolist(), m.weights.tolist()]
-    return dict(steps=[*(int(m.history.steps[k]) for k in i), done], weights=_rounded(rows), skipped=int(m.skipped), harmful=m.harmful, guarded=m.guarded)
+    steps = [*(int(m.history.steps[k]) for k in i), done]
+    return dict(steps=steps, weights=_rounded(rows), skipped=int(m.skipped), harmful=m.harmful, guarded=m.guarded)
 
 def device_name(
     d:torch.device,

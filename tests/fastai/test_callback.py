@@ -77,10 +77,10 @@ def test_paper_is_algorithm_1_step_for_step(risk):
 def test_defaults_of_paper_and_of_adam():
     m = MetaRisk.paper("cvar")
     assert (m.n_inner, m.every, m.meta_lr, m.meta_bs, m.knots, m.meta_loss, m.fresh, m.floor, m.warmup, m.inner_lr) == (5, 1, 1e-3, 2000, None, "own", True, 0, 0, None)
-    learn = fit(learner(MetaRisk(every=2)))
+    learn = fit(learner(MetaRisk.first_edition(every=2)))
     group = learn.meta_risk.opt_phi.param_groups[0]
     assert type(learn.meta_risk.opt_phi) is torch.optim.Adam and (group["betas"], group["eps"], group["weight_decay"]) == ((.9, .999), 1e-8, 0)
-    assert group["lr"] == pytest.approx(.038) and [(m.every, pytest.approx(m.meta_lr)) for m in (MetaRisk(), MetaRisk("cvar"), MetaRisk(every=1000))] == [(20, .4), (10, .1 / .1**.5), (1000, .4)]
+    assert group["lr"] == pytest.approx(.038) and [(m.every, pytest.approx(m.meta_lr)) for m in (MetaRisk.first_edition(), MetaRisk.first_edition("cvar"), MetaRisk.first_edition(every=1000))] == [(20, .4), (10, .1 / .1**.5), (1000, .4)]
 
 
 class Rates(Callback):
@@ -93,13 +93,13 @@ class Rates(Callback):
 
 @pytest.mark.parametrize("warmup, want", [(2, [min(1., (i + 1) / 20) for i in range(30)]), (.5, [min(1., (i + 1) / 5) for i in range(30)]), (0, [1.] * 30)])
 def test_the_rate_grows_over_the_first_passes(warmup, want):
-    learn = learner([MetaRisk(every=1, meta_lr=.4, warmup=warmup), Rates()])
+    learn = learner([MetaRisk.first_edition(every=1, meta_lr=.4, warmup=warmup), Rates()])
     learn = fit(learn, 3)
     assert len(learn.dls.train) == 10 and learn.rates.seen == pytest.approx([.4 * w for w in want])
 
 
 def test_without_a_known_length_epochs_count_as_passes():
-    learn = learner([MetaRisk(every=1, meta_lr=.4), Rates()])
+    learn = learner([MetaRisk.first_edition(every=1, meta_lr=.4), Rates()])
     class Unsized:
         def __init__(self, data): self.data, self.x = data, data.x
         def __getitem__(self, i): return self.data[i]
@@ -108,7 +108,7 @@ def test_without_a_known_length_epochs_count_as_passes():
 
 
 def test_passes_are_counted_in_samples_not_in_steps():
-    learn = fit(learner([MetaRisk(every=1), GradientAccumulation(60)]), 3)
+    learn = fit(learner([MetaRisk.first_edition(every=1), GradientAccumulation(60)]), 3)
     assert learn.meta_risk.n_step == 10 and learn.meta_risk.passes == pytest.approx(3)
     learn.dls = learner(bs=40).dls
     assert fit(learn, 2).meta_risk.passes == pytest.approx(5)
@@ -116,7 +116,7 @@ def test_passes_are_counted_in_samples_not_in_steps():
 
 @pytest.mark.parametrize("relax, want", [(4, [.6 * (1 - i / 40) for i in range(1, 41)] + [0] * 10), (0, [0] * 50)])
 def test_the_floor_falls_over_passes_and_goes_on_in_the_next_fit(relax, want):
-    learn, seen = learner(MetaRisk(every=1, relax=relax)), []
+    learn, seen = learner(MetaRisk.first_edition(every=1, relax=relax)), []
     fit(learn, 1)
     keep = learn.meta_risk.reducer.keep_ess
     learn.meta_risk.reducer.keep_ess = lambda share: (seen.append(share), keep(share))
@@ -129,7 +129,7 @@ def test_bfloat16_is_used_where_it_keeps_the_gradient_right(kw, half):
     seen, grads = [], []
     def spy(pred, y): seen.append(pred.dtype); return F.cross_entropy(pred, y, reduction="none")
     for cbs in [], [Half()]:
-        learn = learner([MetaRisk(meta_loss=spy, every=1, **kw), *cbs])
+        learn = learner([MetaRisk.first_edition(meta_loss=spy, every=1, **kw), *cbs])
         learn.meta_risk.meta_step = lambda batch, m=learn.meta_risk, step=learn.meta_risk.meta_step: (step(batch), grads.append(m.reducer.logits.grad.clone()))
         fit(learn, 1)
     assert (torch.bfloat16 in seen) == half
@@ -139,7 +139,7 @@ def test_bfloat16_is_used_where_it_keeps_the_gradient_right(kw, half):
 # --- What is left alone
 
 def test_loss_function_and_recorded_loss_are_the_learners_own():
-    learn = learner(MetaRisk(every=1))
+    learn = learner(MetaRisk.first_edition(every=1))
     before, seen = learn.loss_func, []
     class Look(Callback):
         order = 100
@@ -151,7 +151,7 @@ def test_loss_function_and_recorded_loss_are_the_learners_own():
 
 
 def test_lr_find_and_predictions_leave_the_weights_alone():
-    learn = fit(learner(MetaRisk(every=2)))
+    learn = fit(learner(MetaRisk.first_edition(every=2)))
     meta, before = learn.meta_risk, deepcopy(learn.meta_risk.state_dict())
     with learn.no_bar(): learn.lr_find(show_plot=False); learn.validate(); learn.get_preds()
     after = meta.state_dict()
@@ -160,26 +160,26 @@ def test_lr_find_and_predictions_leave_the_weights_alone():
 
 
 def test_starts_as_ordinary_training():
-    learn = fit(learner(MetaRisk(every=1000)), 1)
+    learn = fit(learner(MetaRisk.first_edition(every=1000)), 1)
     assert (learn.meta_risk.history.weights[0] * 20 - 1).abs().max() < .2  # one small step from uniform
 
 
 def test_same_seed_same_result_another_seed_another():
-    a, b, c = [fit(learner(MetaRisk(every=1, meta_bs=20, seed=s))).meta_risk.weights for s in (0, 0, 1)]
+    a, b, c = [fit(learner(MetaRisk.first_edition(every=1, meta_bs=20, seed=s))).meta_risk.weights for s in (0, 0, 1)]
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
 # --- Company
 
 def test_progress_bar_and_bf16_on_the_cpu():
-    learn = learner([MetaRisk(every=2), ProgressCallback()])
+    learn = learner([MetaRisk.first_edition(every=2), ProgressCallback()])
     fit(learn)
-    half = fit(learner([MetaRisk(every=2), Half()]))
+    half = fit(learner([MetaRisk.first_edition(every=2), Half()]))
     assert half.meta_risk.weights.dtype == torch.float32 and (half.meta_risk.weights - learn.meta_risk.weights).abs().max() < .02
 
 
 def test_a_saved_learner_holds_no_validation_data(tmp_path):
-    plain, learn = fit(learner(n=5000)), fit(learner(MetaRisk(every=5, meta_dl=learner(n_valid=5000).dls.valid), n=5000))
+    plain, learn = fit(learner(n=5000)), fit(learner(MetaRisk.first_edition(every=5, meta_dl=learner(n_valid=5000).dls.valid), n=5000))
     sizes = []
     for o in (plain, learn):
         buffer = io.BytesIO()
@@ -191,7 +191,7 @@ def test_a_saved_learner_holds_no_validation_data(tmp_path):
 
 
 def test_deepcopy_trains_and_goes_its_own_way():
-    learn = fit(learner(MetaRisk(every=1)))
+    learn = fit(learner(MetaRisk.first_edition(every=1)))
     before, twin = learn.meta_risk.weights, deepcopy(learn)
     fit(twin)
     assert torch.equal(learn.meta_risk.weights, before) and not torch.equal(twin.meta_risk.weights, before)
@@ -199,9 +199,9 @@ def test_deepcopy_trains_and_goes_its_own_way():
 
 
 def test_state_survives_a_safe_load(tmp_path):
-    learn = fit(learner(MetaRisk(every=1)))
+    learn = fit(learner(MetaRisk.first_edition(every=1)))
     torch.save(learn.meta_risk.state_dict(), tmp_path / "phi.pth")
-    new = learner(MetaRisk(every=1))
+    new = learner(MetaRisk.first_edition(every=1))
     new.meta_risk.load_state_dict(torch.load(tmp_path / "phi.pth", weights_only=True))
     assert torch.equal(new.meta_risk.weights, learn.meta_risk.weights) and new.meta_risk.history.steps == learn.meta_risk.history.steps
     with pytest.raises(ValueError, match="state has logits of shape"): new.meta_risk.load_state_dict({**learn.meta_risk.state_dict(), "n": 7, "knots": None})
@@ -215,7 +215,7 @@ def test_memory_stays_bounded():
             gc.collect()
             counts.append(sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()))
         return counts[1] - counts[0]
-    meta = MetaRisk(every=4)
+    meta = MetaRisk.first_edition(every=4)
     assert growth(meta) < growth(None) + 20  # the Recorder keeps its losses
     assert meta.n_step == 800 and len(meta.history) <= 256 and not meta.history.weights.requires_grad
 
@@ -240,7 +240,7 @@ class Stop(Callback):
 def test_a_fit_after_one_that_broke_off_learns_on_the_data_of_today():
     seen = set()
     def spy(pred, y): seen.update(y.tolist()); return ce(pred, y)
-    learn = learner([MetaRisk(every=1, meta_loss=spy), stop := Stop()])
+    learn = learner([MetaRisk.first_edition(every=1, meta_loss=spy), stop := Stop()])
     with pytest.raises(KeyboardInterrupt): fit(learn)
     learn.remove_cb(stop)
     seen.clear()
@@ -258,18 +258,18 @@ def test_validation_within_an_epoch():
                 self.learn.validate()
                 self.learn.dl, self.learn.training = dl, True
                 self.model.train()
-    learn = fit(learner([MetaRisk(every=1), Within()]))
+    learn = fit(learner([MetaRisk.first_edition(every=1), Within()]))
     assert learn.meta_risk.n_step == 20 and not learn.meta_risk.uniform
 
 
 @pytest.mark.parametrize("how", ["second fit", "loaded"])
 def test_the_floor_does_not_undo_what_was_learned(how):
-    learn = learner(MetaRisk(every=1, meta_lr=.5, warmup=0, relax=4))
+    learn = learner(MetaRisk.first_edition(every=1, meta_lr=.5, warmup=0, relax=4))
     fit(learn, 4)
     meta, w = learn.meta_risk, learn.meta_risk.weights
     assert 1 / (20 * w.square().sum()) < .5  # below the floor that a fit begins with
     if how == "loaded":
-        learn = learner(MetaRisk(every=1, relax=4))
+        learn = learner(MetaRisk.first_edition(every=1, relax=4))
         learn.meta_risk.load_state_dict(meta.state_dict())
     learn.meta_risk.meta_lr = 0.
     fit(learn, 2)
@@ -317,7 +317,7 @@ def test_risk_metric_is_exact_over_uneven_batches():
 # --- Bad input
 
 def test_a_small_validation_set_is_used_whole_and_said_once():
-    learn = learner(MetaRisk(every=1, meta_bs=500))
+    learn = learner(MetaRisk.first_edition(every=1, meta_bs=500))
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         learn.fit(2, .1)
@@ -328,13 +328,13 @@ def test_a_small_validation_set_is_used_whole_and_said_once():
 
 @pytest.mark.parametrize("drop", ["missing", "empty"])
 def test_no_validation_data(drop):
-    learn = learner(MetaRisk())
+    learn = learner(MetaRisk.first_edition())
     if drop == "missing": learn.dls.loaders = learn.dls.loaders[:1]
     else: learn.dls.loaders[1] = TensorDL(TensorSet(*tensors(0, 1)), 20, device=CPU)
     with pytest.raises(ValueError, match="no valid loader" if drop == "missing" else "is empty"): fit(learn)
 
 
-@pytest.mark.parametrize("cbs", [MetaRisk(), BatchRisk("cvar")], ids=str)
+@pytest.mark.parametrize("cbs", [MetaRisk.first_edition(), BatchRisk("cvar")], ids=str)
 def test_a_loss_without_per_sample_form(cbs):
     with pytest.raises(TypeError, match="has no `reduction`.*pass loss_func="): fit(learner(cbs, loss=lambda p, y: ce(p, y).mean()))
     with pytest.raises(ValueError, match="must give one loss per sample"): fit(learner(type(cbs)("expected", loss_func=F.cross_entropy)))
@@ -343,7 +343,7 @@ def test_a_loss_without_per_sample_form(cbs):
 
 def test_a_meta_gradient_that_is_not_finite_is_skipped_counted_and_said():
     def bad(pred, y): return ce(pred, y) * float("nan")
-    learn = learner(MetaRisk(every=2, meta_loss=bad))
+    learn = learner(MetaRisk.first_edition(every=2, meta_loss=bad))
     with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match="not finite"): learn.fit(1, .1)
     assert learn.meta_risk.skipped == 5 and torch.equal(learn.meta_risk.weights, SortedReducer(20).weights().detach())
     assert all(v.isfinite().all() for v in state(learn))
@@ -360,13 +360,13 @@ def test_a_model_that_can_be_differentiated_once_trains_with_finite_differences_
         def __init__(self): super().__init__(); self.body = nn.Linear(6, 3)
         def forward(self, x): return Once.apply(self.body(x))
     set_seed(0)
-    learn = learner(MetaRisk(every=1), model=Net())
+    learn = learner(MetaRisk.first_edition(every=1), model=Net())
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         learn.fit(2, .1)
     assert sum("MetaRisk goes on with method='finite_difference'" in str(o.message) for o in said) == 1
     set_seed(0)
-    other = learner(MetaRisk(every=1, method="finite_difference"), model=nn.Linear(6, 3))
+    other = learner(MetaRisk.first_edition(every=1, method="finite_difference"), model=nn.Linear(6, 3))
     with other.no_bar(), other.no_logging(): other.fit(2, .1)
     assert torch.equal(learn.meta_risk.weights, other.meta_risk.weights)
 
@@ -375,7 +375,7 @@ def test_parameters_that_the_optimizer_does_not_know_stay_where_they_are():
     class Scaled(nn.Module):
         def __init__(self): super().__init__(); self.body, self.scale = net(), nn.Parameter(torch.ones(()))
         def forward(self, x): return self.scale * self.body(x)
-    learn = learner(MetaRisk(every=1), model=Scaled(), splitter=lambda m: [list(m.body.parameters())])
+    learn = learner(MetaRisk.first_edition(every=1), model=Scaled(), splitter=lambda m: [list(m.body.parameters())])
     fit(learn)
     assert learn.meta_risk.rates()["scale"] == 0 and learn.model.scale == 1 and not learn.meta_risk.uniform
 
@@ -384,11 +384,11 @@ def test_an_empty_batch_an_empty_history_and_several_loaders_are_refused():
     with pytest.raises(ValueError, match="the batch is empty"): sample_losses(ce, torch.zeros(0, 3), torch.zeros(0).long())
     with pytest.raises(ValueError, match="the history is empty"): BatchRisk(History())
     with pytest.raises(ValueError, match="the history is empty"): History().weights
-    with pytest.raises(TypeError, match="meta_dl must be one loader, such as dls.valid"): MetaRisk(meta_dl=learner().dls)
+    with pytest.raises(TypeError, match="meta_dl must be one loader, such as dls.valid"): MetaRisk.first_edition(meta_dl=learner().dls)
 
 
 def test_a_loaded_state_makes_its_meta_step_at_the_first_batch():
-    learn = fit(learner(MetaRisk(every=1)))
+    learn = fit(learner(MetaRisk.first_edition(every=1)))
     learn.meta_risk.load_state_dict({**learn.meta_risk.state_dict(), "n_step": learn.meta_risk.last_step})
     before = learn.meta_risk.weights
     learn.add_cb(Stop(CancelFitException))
@@ -400,7 +400,7 @@ def test_a_loaded_state_makes_its_meta_step_at_the_first_batch():
                                      ({"knots": 1}, "knots must be"), ({"method": "fast"}, "method must be one of"), ({"meta_loss": "ce"}, "meta_loss must be"),
                                      ({"meta_lr": -1}, "meta_lr must be"), ({"floor": 2}, "floor must be"), ({"warmup": -1}, "warmup must be"), ({"relax": -1}, "relax must be"), ({"meta_bs": 0}, "meta_bs must be")])
 def test_bad_arguments(kw, says):
-    with pytest.raises((TypeError, ValueError), match=says): MetaRisk(**kw)
+    with pytest.raises((TypeError, ValueError), match=says): MetaRisk.first_edition(**kw)
 
 
 # --- The demo's path on a GPU
@@ -408,6 +408,6 @@ def test_bad_arguments(kw, says):
 @pytest.mark.gpu
 def test_on_cuda():
     cuda = torch.device("cuda")
-    learn = Learner(fashion_mini(noise=.5, device=cuda), mlp().to(cuda), CrossEntropyLossFlat(), metrics=accuracy, opt_func=SGD, cbs=MetaRisk())
+    learn = Learner(fashion_mini(noise=.5, device=cuda), mlp().to(cuda), CrossEntropyLossFlat(), metrics=accuracy, opt_func=SGD, cbs=MetaRisk.first_edition())
     fit(learn, 3)
     assert learn.meta_risk.weights.device.type == "cuda" and learn.validate(ds_idx=3)[1] > .7

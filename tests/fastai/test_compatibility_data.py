@@ -34,7 +34,7 @@ class Look(Callback):
 
 
 @pytest.mark.parametrize("loss", own_losses)
-@pytest.mark.parametrize("cbs", [BatchRisk("expected"), MetaRisk(meta_lr=1e-7, every=1)], ids=str)
+@pytest.mark.parametrize("cbs", [BatchRisk("expected"), MetaRisk.first_edition(meta_lr=1e-7, every=1)], ids=str)
 def test_the_scale_of_the_gradient_is_the_learners(loss, cbs):
     lr = .1 if own_losses[loss].reduction == "mean" else .005
     learn = fit(learner([deepcopy(cbs), Look()], loss=own_losses[loss]), lr=lr)
@@ -44,7 +44,7 @@ def test_the_scale_of_the_gradient_is_the_learners(loss, cbs):
 
 
 def test_labels_to_ignore_have_no_part_in_the_meta_step():
-    a, b = [fit(learner(MetaRisk(every=1, meta_loss=m), loss=CrossEntropyLossFlat(ignore_index=2))) for m in ("auto", "mae")]
+    a, b = [fit(learner(MetaRisk.first_edition(every=1, meta_loss=m), loss=CrossEntropyLossFlat(ignore_index=2))) for m in ("auto", "mae")]
     assert a.meta_risk.skipped == b.meta_risk.skipped == 0 and not a.meta_risk.uniform
 
 
@@ -55,7 +55,7 @@ class Pictures(nn.Module):
 
 @pytest.mark.parametrize("mix", [MixUp, CutMix])
 @pytest.mark.parametrize("loss", ["mean", *(o for o in own_losses if o != "torch")])  # fastai would mix the labels of torch's own
-@pytest.mark.parametrize("cbs", [MetaRisk(every=1, meta_lr=.3), MetaRisk.paper("cvar", meta_lr=.3), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
+@pytest.mark.parametrize("cbs", [MetaRisk.first_edition(every=1, meta_lr=.3), MetaRisk.paper("cvar", meta_lr=.3), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
 def test_mixed_samples_are_weighed_by_their_mixed_losses(mix, loss, cbs):
     loss = own_losses.get(loss, CrossEntropyLossFlat())
     def run(cbs):
@@ -78,13 +78,13 @@ def test_mixed_samples_are_weighed_by_their_mixed_losses(mix, loss, cbs):
     assert check.worst < 1e-5 and learn.loss_func is loss and loss.reduction in ("mean", "sum")
     if isinstance(cbs, MetaRisk):
         assert not learn.meta_risk.uniform
-        assert equal(state(run([])), state(run([MetaRisk(meta_lr=0., every=1)])))
+        assert equal(state(run([])), state(run([MetaRisk.first_edition(meta_lr=0., every=1)])))
 
 
 @pytest.mark.parametrize("loss", [CrossEntropyLossFlat(), nn.CrossEntropyLoss(), F.cross_entropy, LabelSmoothingCrossEntropyFlat(), FocalLossFlat()], ids=lambda o: getattr(o, "__name__", str(o)))
 @pytest.mark.parametrize("kw", [{}, {"n_inner": 3}, {"fresh": True}, {"knots": None}, {"method": "finite_difference"}, {"meta_bs": 30}], ids=str)
 def test_meta_lr_0_is_bit_equal_to_training_without(loss, kw):
-    plain, meta = fit(learner(loss=loss)), fit(learner(MetaRisk(meta_lr=0., every=2, **kw), loss=loss))
+    plain, meta = fit(learner(loss=loss)), fit(learner(MetaRisk.first_edition(meta_lr=0., every=2, **kw), loss=loss))
     assert equal(state(plain), state(meta)) and plain.recorder.losses == meta.recorder.losses
 
 @pytest.mark.parametrize("loss", [LabelSmoothingCrossEntropyFlat(eps=.2), FocalLossFlat(), FocalLossFlat(weight=y_weights), nn.CrossEntropyLoss(label_smoothing=.1, weight=y_weights)], ids=repr)
@@ -98,13 +98,13 @@ def test_smoothed_and_focal_losses_are_weighed_sample_by_sample(loss):
             l = f(self.pred, *self.yb).flatten().sort(descending=True).values
             want = (self.learn.meta_risk.weights * l).sum() * self.loss / l.mean()
             self.worst = max(self.worst, float((self.loss_grad - want).abs() / want))
-    learn = fit(learner([MetaRisk(every=1, meta_lr=.3), check := Check()], loss=loss))
+    learn = fit(learner([MetaRisk.first_edition(every=1, meta_lr=.3), check := Check()], loss=loss))
     assert check.worst < 1e-5 and learn.loss_func is loss and loss.reduction == "mean" and not learn.meta_risk.uniform
 
 
 def test_the_loss_function_is_as_before_after_fit_lr_find_and_a_second_fit():
     loss = CrossEntropyLossFlat()
-    learn = learner([MetaRisk(every=1), MixUp()], model=Pictures(), loss=loss)
+    learn = learner([MetaRisk.first_edition(every=1), MixUp()], model=Pictures(), loss=loss)
     for dl in learn.dls.loaders: dl.dataset.x = dl.dataset.x.view(-1, 1, 2, 3)
     fit(learn, 1)
     assert learn.loss_func is loss
@@ -118,18 +118,18 @@ def test_the_loss_function_is_as_before_after_fit_lr_find_and_a_second_fit():
 
 @pytest.mark.parametrize("kw", [{"n": 207, "drop_last": False}, {"bs": 1, "model": nn.Linear(6, 3)}, {"bs": 8}, {"n": 15, "bs": 64, "drop_last": False}], ids=str)
 def test_batches_of_any_size(kw):
-    learn = fit(learner(MetaRisk(every=3), **kw))
+    learn = fit(learner(MetaRisk.first_edition(every=3), **kw))
     assert len(learn.meta_risk.weights) == kw.get("bs", 20) and abs(learn.meta_risk.weights.sum() - 1) < 1e-5
 
 
 def test_another_batch_size_in_a_later_fit():
-    learn = fit(learner(MetaRisk(every=2)))
+    learn = fit(learner(MetaRisk.first_edition(every=2)))
     learn.dls = learner(bs=33).dls
     fit(learn)
     assert len(learn.meta_risk.weights) == 20 and torch.isfinite(learn.meta_risk.weights).all()
 
 
-@pytest.mark.parametrize("cbs", [MetaRisk(every=2, n_inner=2), MetaRisk.paper("cvar"), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
+@pytest.mark.parametrize("cbs", [MetaRisk.first_edition(every=2, n_inner=2), MetaRisk.paper("cvar"), BatchRisk("cvar:.3")], ids=["meta", "paper", "batch"])
 def test_plain_torch_loaders(cbs):
     learn = learner(deepcopy(cbs))
     learn.dls = DataLoaders(*[torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors(100, i)), batch_size=20, shuffle=not i) for i in (0, 1)])
@@ -137,7 +137,7 @@ def test_plain_torch_loaders(cbs):
 
 
 def test_gradient_accumulation_makes_one_meta_step_an_optimizer_step():
-    learn, count = learner(MetaRisk(every=1)), []
+    learn, count = learner(MetaRisk.first_edition(every=1)), []
     class Count(Callback):
         def after_batch(self):
             if self.training: count.append(self.learn.meta_risk.reducer.logits.detach().clone())
@@ -147,7 +147,7 @@ def test_gradient_accumulation_makes_one_meta_step_an_optimizer_step():
 
 @pytest.mark.parametrize("n", [200, 190])
 def test_accumulated_gradients_are_those_of_the_weighed_losses(n):
-    learn = fit(learner([MetaRisk(every=2), GradientAccumulation(40)], n=n, drop_last=False))
+    learn = fit(learner([MetaRisk.first_edition(every=2), GradientAccumulation(40)], n=n, drop_last=False))
     assert learn.meta_risk.n_step == n // 20 and not learn.meta_risk.uniform
 
 
@@ -167,7 +167,7 @@ def learned_on(dls, **kwargs):
     "The numbers of the samples that MetaRisk learns on, and the meta_risk"
     seen = set()
     def spy(pred, y): seen.update(y.tolist()); return by_number(pred, y)
-    learn = learner(MetaRisk(every=1, loss_func=by_number, meta_loss=spy, **kwargs), loss=lambda p, y: by_number(p, y).mean())
+    learn = learner(MetaRisk.first_edition(every=1, loss_func=by_number, meta_loss=spy, **kwargs), loss=lambda p, y: by_number(p, y).mean())
     learn.dls = dls
     fit(learn)
     return seen
@@ -208,7 +208,7 @@ def test_the_training_order_is_untouched_by_a_loader_with_a_generator_of_its_own
         def loader(i): return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*tensors(100, i)), 20, shuffle=not i,
                                                           generator=torch.Generator().manual_seed(0))
         return state(fit(Learner(DataLoaders(loader(0), loader(1)), net(), CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs)))
-    assert equal(run(None), run(MetaRisk(meta_lr=0., every=1, n_inner=3, fresh=True, meta_bs=30)))
+    assert equal(run(None), run(MetaRisk.first_edition(meta_lr=0., every=1, n_inner=3, fresh=True, meta_bs=30)))
 
 
 # --- Models of every kind
@@ -258,14 +258,14 @@ def seeded(make): set_seed(0); return make()
 @pytest.mark.parametrize("model", models)
 def test_a_model_of_any_kind_has_the_hypergradient_of_its_plain_kernels(model, kw):
     if kw and "compiled" in model and kw.get("method"): pytest.skip("as without a method")
-    learn = fit(learner(MetaRisk(every=1, **kw), model=seeded(models[model])), 1)
+    learn = fit(learner(MetaRisk.first_edition(every=1, **kw), model=seeded(models[model])), 1)
     assert not learn.meta_risk.uniform and learn.meta_risk.skipped == 0 and learn.meta_risk.method == kw.get("method", "exact")
-    assert equal(state(fit(learner(model=seeded(models[model])), 1)), state(fit(learner(MetaRisk(every=1, meta_lr=0., **kw), model=seeded(models[model])), 1)))
+    assert equal(state(fit(learner(model=seeded(models[model])), 1)), state(fit(learner(MetaRisk.first_edition(every=1, meta_lr=0., **kw), model=seeded(models[model])), 1)))
 
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_compiled_model_learns_what_the_same_model_learns_uncompiled(in_place):
-    a, b = [fit(learner(MetaRisk(every=1, n_inner=2), model=m)) for m in (seeded(net), compiled(seeded(net), in_place))]
+    a, b = [fit(learner(MetaRisk.first_edition(every=1, n_inner=2), model=m)) for m in (seeded(net), compiled(seeded(net), in_place))]
     assert (a.meta_risk.weights - b.meta_risk.weights).abs().max() < 1e-5
 
 
@@ -284,7 +284,7 @@ def test_once_differentiable_functions_are_named_and_first_order_needs_none_of_t
         def __init__(self): super().__init__(); self.body = nn.Linear(6, 3)
         def forward(self, x): return Double.apply(self.body(x))
     def run(**kw):
-        learn = learner(MetaRisk(every=1, n_inner=2, **kw), model=seeded(Net))
+        learn = learner(MetaRisk.first_edition(every=1, n_inner=2, **kw), model=seeded(Net))
         with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             learn.fit(1, .1)
@@ -299,7 +299,7 @@ def test_once_differentiable_functions_are_named_and_first_order_needs_none_of_t
 
 @pytest.mark.parametrize("kw", [{}, {"n_inner": 3}, {"n_inner": 3, "method": "finite_difference"}], ids=str)
 def test_bfloat16_learns_the_same_weights_within_its_precision(kw):
-    a, b = fit(learner(MetaRisk(every=2, **kw))), fit(learner([MetaRisk(every=2, **kw), Half()]))
+    a, b = fit(learner(MetaRisk.first_edition(every=2, **kw))), fit(learner([MetaRisk.first_edition(every=2, **kw), Half()]))
     assert b.meta_risk.weights.dtype == torch.float32 and (a.meta_risk.weights - b.meta_risk.weights).abs().max() < .1 / 20 and not b.meta_risk.uniform
 
 
@@ -307,7 +307,7 @@ def test_bfloat16_learns_the_same_weights_within_its_precision(kw):
 @pytest.mark.parametrize("how", ["to_fp16", "to_bf16"])
 def test_mixed_precision_on_a_gpu(how):
     def run(mixed):
-        learn = learner(MetaRisk(every=2))
+        learn = learner(MetaRisk.first_edition(every=2))
         learn.dls.device = torch.device("cuda")
         return fit(getattr(learn, how)() if mixed else learn).meta_risk.weights
     assert (run(True) - run(False)).abs().max() < .1 / 20
@@ -315,14 +315,14 @@ def test_mixed_precision_on_a_gpu(how):
 
 @pytest.mark.parametrize("kw", [{"n_valid": 1}, {"meta_bs": 1}], ids=str)
 def test_batch_norm_needs_two_validation_samples(kw):
-    meta = MetaRisk(every=1, meta_bs=kw.get("meta_bs", 200))
+    meta = MetaRisk.first_edition(every=1, meta_bs=kw.get("meta_bs", 200))
     with pytest.raises(ValueError, match="batch norm needs at least 2 samples of it at a time"): fit(learner(meta, n_valid=kw.get("n_valid", 60)))
-    fit(learner(MetaRisk(every=1, meta_bs=kw.get("meta_bs", 200)), n_valid=kw.get("n_valid", 60), model=nn.Linear(6, 3)))
+    fit(learner(MetaRisk.first_edition(every=1, meta_bs=kw.get("meta_bs", 200)), n_valid=kw.get("n_valid", 60), model=nn.Linear(6, 3)))
 
 
 def test_mae_is_for_class_labels():
     with pytest.raises(ValueError, match="meta_loss='mae' needs logits of several classes and one label per sample: pass meta_loss='own'"):
-        learn = learner(MetaRisk(meta_loss="mae"), loss=nn.MSELoss(), model=nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)))
+        learn = learner(MetaRisk.first_edition(meta_loss="mae"), loss=nn.MSELoss(), model=nn.Sequential(nn.Linear(6, 1), nn.Flatten(0)))
         for dl in learn.dls.loaders: dl.dataset.y = dl.dataset.y.float()
         fit(learn)
 
@@ -338,14 +338,14 @@ class Some(torch.utils.data.Dataset):
 
 @pytest.mark.parametrize("meta_bs", [30, 55])
 def test_a_loader_that_leaves_samples_out(meta_bs):
-    learn = learner(MetaRisk(every=1, meta_bs=meta_bs))
+    learn = learner(MetaRisk.first_edition(every=1, meta_bs=meta_bs))
     learn.dls = DataLoaders(FastaiLoader(Some(100, 0), bs=10, shuffle=True, num_workers=0), FastaiLoader(Some(90, 1), bs=10, num_workers=0))
     assert not fit(learn).meta_risk.uniform
 
 
 def test_a_loader_of_ready_batches():
     batches = [[o[i:i + 20] for o in tensors(200, 0)] for i in range(0, 200, 20)]
-    learn = learner(MetaRisk(every=1, meta_bs=30))
+    learn = learner(MetaRisk.first_edition(every=1, meta_bs=30))
     learn.dls = DataLoaders(*[FastaiLoader(batches, bs=None, num_workers=0) for _ in range(2)])
     meta = fit(learn).meta_risk
     assert not meta.uniform and meta.passes == pytest.approx(2) and meta.reducer.n == 20

@@ -123,14 +123,14 @@ def pictures(files, cbs=None, **kwargs):
 
 class TestMethods:
     def test_lr_find_before_the_first_fit(self, tmp_path):
-        plain, found = learner(MetaRisk(every=2)), learner(MetaRisk(every=2), path=tmp_path)
+        plain, found = learner(MetaRisk.first_edition(every=2)), learner(MetaRisk.first_edition(every=2), path=tmp_path)
         with still(found): found.lr_find(show_plot=False)
         assert found.meta_risk.reducer is None and found.meta_risk.n_step == 0
         for o in plain, found: fit(seeded(o))
         assert alike(plain, found)
 
     def test_lr_find_between_two_fits(self, tmp_path):
-        learn = fit(learner(MetaRisk(every=2), path=tmp_path))
+        learn = fit(learner(MetaRisk.first_edition(every=2), path=tmp_path))
         before, theta, loss = phi(learn), state(learn), learn.loss_func
         with still(learn): learn.lr_find(show_plot=False)
         assert same(before, phi(learn)) and equal(theta, state(learn)) and learn.loss_func is loss
@@ -138,19 +138,19 @@ class TestMethods:
 
     @pytest.mark.parametrize("what", [KeyboardInterrupt, RuntimeError("boom")], ids=["interrupt", "error"])
     def test_a_fit_after_an_interrupted_lr_find_learns(self, tmp_path, what):
-        learn = learner(MetaRisk(every=2), path=tmp_path)
+        learn = learner(MetaRisk.first_edition(every=2), path=tmp_path)
         with still(learn), learn.added_cbs(stop("after_batch", what)), pytest.raises((KeyboardInterrupt, RuntimeError)): learn.lr_find(show_plot=False)
         assert fit(learn).meta_risk.n_step == 20
 
     @pytest.mark.parametrize("what", [KeyboardInterrupt, RuntimeError("boom")], ids=["interrupt", "error"])
     def test_a_fit_after_interrupted_predictions_learns(self, what):
-        learn = fit(learner(MetaRisk(every=2)))
+        learn = fit(learner(MetaRisk.first_edition(every=2)))
         with still(learn), learn.added_cbs(stop("after_batch", what, 0)), pytest.raises((KeyboardInterrupt, RuntimeError)): learn.get_preds()
         clears(learn)
 
     @pytest.mark.parametrize("what", ["validate", "get_preds", "predict", "tta", "show_results", "summary", "freeze", "unfreeze"])
     def test_it_leaves_alone(self, files, what):
-        learn = fit(pictures(files, MetaRisk(every=2)), 2, .01)
+        learn = fit(pictures(files, MetaRisk.first_edition(every=2)), 2, .01)
         before, theta = phi(learn), state(learn)
         with still(learn):
             res = learn.predict(get_image_files(files)[0]) if what == "predict" else getattr(learn, what)()
@@ -161,7 +161,7 @@ class TestMethods:
     @pytest.mark.parametrize("what, args, epochs", [("fit", (2,), 2), ("fit_one_cycle", (2, slice(1e-4, 1e-2)), 2), ("fit_flat_cos", (2,), 2), ("fit_sgdr", (2, 1), 3),
                                                     ("fine_tune", (2,), 3)])
     def test_it_learns_in(self, files, what, args, epochs):
-        learn = pictures(files, MetaRisk(every=1))
+        learn = pictures(files, MetaRisk.first_edition(every=1))
         with still(learn): getattr(learn, what)(*args)
         meta = learn.meta_risk
         assert meta.n_step == len(meta.history) == 5*epochs and not meta.uniform and meta.weights.isfinite().all() and meta.skipped == 0
@@ -169,7 +169,7 @@ class TestMethods:
 
 class TestExport:
     def test_a_loaded_learner_predicts_the_same_and_trains_on(self, files, tmp_path):
-        learn = fit(pictures(files, MetaRisk(every=2), path=tmp_path), 2, .01)
+        learn = fit(pictures(files, MetaRisk.first_edition(every=2), path=tmp_path), 2, .01)
         one = get_image_files(files)[0]
         with still(learn): want = learn.predict(one); learn.export()
         with warnings.catch_warnings():
@@ -192,7 +192,7 @@ class TestExport:
             with learn.added_cbs(stop("after_step", KeyboardInterrupt)) if broken else nullcontext(), suppress(KeyboardInterrupt): fit(learn)
             with still(learn): learn.export()
             return (tmp_path/"export.pkl").stat().st_size, learn
-        meta = MetaRisk(every=1, meta_dl=learner(n_valid=5000).dls.valid if where == "meta_dl" else None, **kw)
+        meta = MetaRisk.first_edition(every=1, meta_dl=learner(n_valid=5000).dls.valid if where == "meta_dl" else None, **kw)
         plain, (size, learn) = export([])[0], export(meta)
         assert size - plain < 60_000
         with warnings.catch_warnings():
@@ -202,13 +202,13 @@ class TestExport:
         clears(learn)
 
     def test_a_deepcopy_goes_the_same_way(self):
-        learn = fit(learner(MetaRisk(every=1, meta_bs=20, n_inner=2)))
+        learn = fit(learner(MetaRisk.first_edition(every=1, meta_bs=20, n_inner=2)))
         twin = deepcopy(learn)
         for o in learn, twin: fit(seeded(o))
         assert alike(learn, twin) and twin.meta_risk.learn is twin and twin.meta_risk in twin.cbs
 
     def test_a_deepcopy_of_the_callback_belongs_to_its_learner(self):
-        meta = deepcopy(fit(learner(MetaRisk(every=1)), 1).meta_risk)
+        meta = deepcopy(fit(learner(MetaRisk.first_edition(every=1)), 1).meta_risk)
         assert meta.learn.meta_risk is meta and meta in meta.learn.cbs
 
 
@@ -240,18 +240,18 @@ class TestResume:
     @pytest.mark.parametrize("model", ["linear", "dropout"])
     @pytest.mark.parametrize("name", settings)
     def test_goes_on_to_the_last_bit(self, tmp_path, name, model):
-        whole, second = interrupted(lambda: learner(MetaRisk(**settings[name]), model=net() if model == "dropout" else nn.Linear(6, 3)), tmp_path)
+        whole, second = interrupted(lambda: learner(MetaRisk.first_edition(**settings[name]), model=net() if model == "dropout" else nn.Linear(6, 3)), tmp_path)
         assert alike(whole, second) and whole.meta_risk.n_step == 40 and same(whole.opt.state_dict()["state"], second.opt.state_dict()["state"])
 
     def test_goes_on_to_the_last_bit_where_validation_data_are_not_kept(self, tmp_path):
         def make():
-            learn = learner(MetaRisk(every=2, meta_bs=25, warmup=0), model=Tokens())
+            learn = learner(MetaRisk.first_edition(every=2, meta_bs=25, warmup=0), model=Tokens())
             for dl in learn.dls.loaders: dl.dataset.x = dl.dataset.x.abs().mul(2).long().clamp(0, 8)
             return learn
         assert alike(*interrupted(make, tmp_path))
 
     def test_a_second_fit_goes_on_and_reset_begins_anew(self):
-        learn, other = fit(learner(MetaRisk(every=1))), learner(MetaRisk(every=1))
+        learn, other = fit(learner(MetaRisk.first_edition(every=1))), learner(MetaRisk.first_edition(every=1))
         before, seen = learn.meta_risk.weights, []
         with learn.added_cbs(at("before_batch", lambda self: seen.append(self.learn.meta_risk.weights))): fit(learn)
         assert torch.equal(seen[0], before) and learn.meta_risk.n_step == 40 and len(learn.meta_risk.history) == 40
@@ -261,20 +261,20 @@ class TestResume:
         assert alike(learn, other)
 
     def test_a_file_is_read_safely_and_another_reducers_is_refused(self, tmp_path):
-        learn = fit(learner(MetaRisk(every=1), path=tmp_path))
+        learn = fit(learner(MetaRisk.first_edition(every=1), path=tmp_path))
         file = learn.meta_risk.save("phi")
         assert file == tmp_path/"models"/"phi.pth" and same(torch.load(file, weights_only=True), phi(learn))
-        assert same(phi(learn), MetaRisk(every=1).load_state_dict(torch.load(file)) or phi(learn))
+        assert same(phi(learn), MetaRisk.first_edition(every=1).load_state_dict(torch.load(file)) or phi(learn))
         for kw, bs in (dict(knots=5), 20), (dict(knots=None), 20):
-            with pytest.raises(ValueError, match="state is of a reducer with n=20 and knots=12, this curriculum has"): learner(MetaRisk(**kw), bs=bs, path=tmp_path).meta_risk.load("phi")
-        fit(learner(MetaRisk(knots=None), path=tmp_path)).meta_risk.save("logits")
-        with pytest.raises(ValueError, match="n=20 and knots=None, this curriculum has n=25"): learner(MetaRisk(knots=None), bs=25, path=tmp_path).meta_risk.load("logits")
+            with pytest.raises(ValueError, match="state is of a reducer with n=20 and knots=12, this curriculum has"): learner(MetaRisk.first_edition(**kw), bs=bs, path=tmp_path).meta_risk.load("phi")
+        fit(learner(MetaRisk.first_edition(knots=None), path=tmp_path)).meta_risk.save("logits")
+        with pytest.raises(ValueError, match="n=20 and knots=None, this curriculum has n=25"): learner(MetaRisk.first_edition(knots=None), bs=25, path=tmp_path).meta_risk.load("logits")
         with pytest.raises(FileNotFoundError, match="nowhere.pth"): learn.meta_risk.load("nowhere")
-        with pytest.raises(RuntimeError, match="before the first fit"): learner(MetaRisk(), path=tmp_path).meta_risk.save("none")
+        with pytest.raises(RuntimeError, match="before the first fit"): learner(MetaRisk.first_edition(), path=tmp_path).meta_risk.save("none")
         assert sorted(o.name for o in (tmp_path/"models").iterdir()) == ["logits.pth", "phi.pth"]
 
     def test_a_crash_while_saving_leaves_the_old_file_whole(self, tmp_path, monkeypatch):
-        learn = fit(learner(MetaRisk(every=1), path=tmp_path))
+        learn = fit(learner(MetaRisk.first_edition(every=1), path=tmp_path))
         before = phi(learn)
         learn.meta_risk.save("phi")
         def crash(o, file): file.write_bytes(b"half"); raise OSError("disk full")
@@ -284,7 +284,7 @@ class TestResume:
         assert [o.name for o in (tmp_path/"models").iterdir()] == ["phi.pth"] and same(learn.meta_risk.load("phi") and phi(learn), before)
 
     def test_a_state_that_cannot_be_read_leaves_what_was_learned(self):
-        learn = fit(learner(MetaRisk(every=1)))
+        learn = fit(learner(MetaRisk.first_edition(every=1)))
         before = phi(learn)
         with pytest.raises((KeyError, ValueError)): learn.meta_risk.load_state_dict({**before, "optimizer": {}})
         assert same(before, phi(learn))
@@ -300,7 +300,7 @@ class TestInterruption:
     def test_a_fit_that_broke_off_elsewhere(self, tmp_path, event, what): self.broken(tmp_path, event, what)
 
     def broken(self, tmp_path, event, what):
-        learn = learner(MetaRisk(every=2, fresh=True, n_inner=2, warmup=0), path=tmp_path)
+        learn = learner(MetaRisk.first_edition(every=2, fresh=True, n_inner=2, warmup=0), path=tmp_path)
         with learn.added_cbs(stop(event, what, 4 if event not in ("before_fit", "before_epoch", "before_train") else 0)), suppress(KeyboardInterrupt, RuntimeError, Exception): fit(learn)
         clears(learn)
         with still(learn): learn.export()
@@ -312,7 +312,7 @@ class TestInterruption:
             calls.append(0)
             if len(calls) == 3: raise RuntimeError("boom")
             return ce(pred, y)
-        learn = learner(MetaRisk(every=1, meta_loss=bad, warmup=0))
+        learn = learner(MetaRisk.first_edition(every=1, meta_loss=bad, warmup=0))
         with pytest.raises(RuntimeError, match="boom"): fit(learn)
         assert torch.is_grad_enabled() and learn.meta_risk.n_step == 2 and all(p.grad_fn is None for p in learn.model.parameters())
         clears(learn)
@@ -333,7 +333,7 @@ class RNN(Callback):
 
 class TestCallbacks:
     def test_save_model(self, tmp_path):
-        learn = fit(learner([MetaRisk(every=2, warmup=0), SaveModelCallback(every_epoch=True), ], path=tmp_path))
+        learn = fit(learner([MetaRisk.first_edition(every=2, warmup=0), SaveModelCallback(every_epoch=True), ], path=tmp_path))
         assert sorted(o.name for o in (tmp_path/"models").iterdir()) == ["model_0.pth", "model_1.pth"]
         learn.remove_cb(SaveModelCallback)
         with still(learn): learn.fit_one_cycle(2, .1, cbs=SaveModelCallback(with_opt=True))
@@ -342,25 +342,25 @@ class TestCallbacks:
         clears(learn)
 
     def test_early_stopping(self):
-        learn = learner(MetaRisk(every=2, warmup=0))
+        learn = learner(MetaRisk.first_edition(every=2, warmup=0))
         with still(learn): learn.fit(5, .1, cbs=EarlyStoppingCallback(min_delta=10))
         assert learn.meta_risk.n_step == 20
         clears(learn)
 
     def test_reduce_lr_on_plateau(self):
-        learn, rates = learner(MetaRisk(every=2)), []
+        learn, rates = learner(MetaRisk.first_edition(every=2)), []
         look = at("before_batch", lambda self: rates.append(learn.meta_risk.rates()["0.weight"]))
         with still(learn): learn.fit(4, .1, cbs=[ReduceLROnPlateau(min_delta=10), look])
         assert sorted(set(rates)) == pytest.approx([1e-4, 1e-3, 1e-2, .1]) or sorted(set(rates)) == pytest.approx([1e-3, 1e-2, .1])
 
     def test_csv_logger(self, tmp_path):
-        learn = learner([MetaRisk(every=2), CSVLogger()], path=tmp_path)
+        learn = learner([MetaRisk.first_edition(every=2), CSVLogger()], path=tmp_path)
         with learn.no_bar(): learn.fit(2, .1)
         assert list(learn.csv_logger.read_log().epoch) == [0, 1]
 
     @pytest.mark.parametrize("every", [1, 3])
     def test_terminate_on_nan(self, every):
-        learn = learner(MetaRisk(every=every, warmup=0))
+        learn = learner(MetaRisk.first_edition(every=every, warmup=0))
         def spoil(self):
             if self.learn.train_iter == 4: self.learn.model[0].weight.data.fill_(float("nan"))
         with still(learn): learn.fit(3, .1, cbs=[TerminateOnNaNCallback(), at("before_batch", spoil)])
@@ -371,7 +371,7 @@ class TestCallbacks:
         clears(learn)
 
     def test_show_graph_and_progress(self, capsys):
-        learn = learner([MetaRisk(every=2), ShowGraphCallback()])
+        learn = learner([MetaRisk.first_edition(every=2), ShowGraphCallback()])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             learn.fit(2, .1)
@@ -380,14 +380,14 @@ class TestCallbacks:
     def test_tensorboard(self, files, tmp_path):
         pytest.importorskip("tensorboard")
         from fastai.callback.tensorboard import TensorBoardCallback
-        learn = fit(pictures(files, [MetaRisk(every=2), TensorBoardCallback(tmp_path, n_preds=2)]), 2, .01)
+        learn = fit(pictures(files, [MetaRisk.first_edition(every=2), TensorBoardCallback(tmp_path, n_preds=2)]), 2, .01)
         assert any(tmp_path.iterdir()) and learn.meta_risk.n_step == 10 and not learn.meta_risk.uniform
 
     def test_gradient_clip(self):
         def norms(*cbs):
             seen = []
             def look(self): seen.append(torch.stack([p.grad.norm() for p in self.learn.model.parameters()]).norm().item())
-            fit(learner([MetaRisk(every=2, warmup=0), *cbs, at("after_step", look)]), 1)
+            fit(learner([MetaRisk.first_edition(every=2, warmup=0), *cbs, at("after_step", look)]), 1)
             return seen
         assert max(norms(GradientClip(.01))) < .0101 < min(norms())
 
@@ -396,18 +396,18 @@ class TestCallbacks:
         rows, reg = [], RNNRegularizer(alpha=2.)
         def before(self): rows.append([self.learn.loss_grad.item()])
         def after(self): rows[-1] += [self.learn.loss_grad.item(), 2 * self.learn.rnn.out.pow(2).mean().item()]
-        learn = learner([MetaRisk(every=2, warmup=0), RNNCallback() if gives else RNN(), reg, at("after_loss", before, .5), at("after_loss", after)], model=Hidden(gives))
+        learn = learner([MetaRisk.first_edition(every=2, warmup=0), RNNCallback() if gives else RNN(), reg, at("after_loss", before, .5), at("after_loss", after)], model=Hidden(gives))
         fit(learn, 1)
         rows = [o for o in rows if o[1] != o[0]]
         assert len(rows) == 10 == learn.meta_risk.n_step and all(b - a == pytest.approx(c, rel=1e-4) for a, b, c in rows) and not learn.meta_risk.uniform
 
     def test_channels_last(self, files):
-        a, b = [fit(pictures(files, [MetaRisk(every=1), *cbs]), 2, .01) for cbs in ([], [ChannelsLast()])]
+        a, b = [fit(pictures(files, [MetaRisk.first_edition(every=1), *cbs]), 2, .01) for cbs in ([], [ChannelsLast()])]
         assert (a.meta_risk.weights - b.meta_risk.weights).abs().max() < 1e-4 and all((x - y).abs().max() < 1e-4 for x, y in zip(state(a), state(b)))
 
     @pytest.mark.parametrize("to", ["to_fp16", "to_bf16"])
     def test_half_precision_as_fastai_has_it(self, to, tmp_path):
-        learn = learner(MetaRisk(every=2, warmup=0), path=tmp_path)
+        learn = learner(MetaRisk.first_edition(every=2, warmup=0), path=tmp_path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fit(getattr(learn, to)())
@@ -417,7 +417,7 @@ class TestCallbacks:
         assert load_learner(tmp_path/"export.pkl").meta_risk.n_step == 30 == learn.meta_risk.n_step
 
     def test_gradient_accumulation_with_a_rest(self):
-        learn = fit(learner([MetaRisk(every=1, warmup=0), GradientAccumulation(60)], n=207, drop_last=False))
+        learn = fit(learner([MetaRisk.first_edition(every=1, warmup=0), GradientAccumulation(60)], n=207, drop_last=False))
         meta = learn.meta_risk
         assert meta.n_step == 6 and meta.history.steps == [0, 1, 2, 3, 4, 5, 6] and not meta.uniform  # the seventh step was begun
         fit(learn, 1)
@@ -434,17 +434,17 @@ class TestOptimizers:
     @pytest.mark.parametrize("opt", [wrapped(torch.optim.SGD), wrapped(torch.optim.SGD, momentum=.9), wrapped(torch.optim.AdamW), Adam, RMSProp, ranger, lookahead, Lamb],
                              ids=["torch SGD", "torch SGD with momentum", "torch AdamW", "Adam", "RMSProp", "ranger", "Lookahead", "Lamb"])
     def test_with(self, opt, tmp_path):
-        learn, seen = learner(MetaRisk(every=2, warmup=0), opt_func=opt, path=tmp_path), []
+        learn, seen = learner(MetaRisk.first_edition(every=2, warmup=0), opt_func=opt, path=tmp_path), []
         look = at("after_loss", lambda self: seen.append((set(self.learn.meta_risk.rates().values()), {self.learn.opt.hypers[0]["lr"]})))
         with learn.added_cbs(look): fit(learn, 2, .01)
         assert all(a == b for a, b in seen) and len({*map(str, seen)}) > 10 and learn.meta_risk.skipped == 0
         clears(learn)
-        plain, other = [fit(learner(cbs, opt_func=opt), 2, .01) for cbs in ([], [MetaRisk(every=1, meta_lr=0.)])]
+        plain, other = [fit(learner(cbs, opt_func=opt), 2, .01) for cbs in ([], [MetaRisk.first_edition(every=1, meta_lr=0.)])]
         assert equal(state(plain), state(other))
 
     @pytest.mark.parametrize("frozen", [False, True], ids=["all", "frozen"])
     def test_each_group_has_its_own_rate(self, files, frozen):
-        learn, seen = pictures(files, MetaRisk(every=1)), []
+        learn, seen = pictures(files, MetaRisk.first_edition(every=1)), []
         learn.splitter = lambda m: [params(m[0]), params(m[3])]
         if frozen: learn.freeze()
         look = at("after_loss", lambda self: seen.append(self.learn.meta_risk.rates()))
@@ -457,13 +457,13 @@ class TestOptimizers:
 class TestAddAndRemove:
     @pytest.mark.parametrize("how", ["instance", "class", "fit", "context"])
     def test_added(self, how):
-        want, learn = fit(learner(MetaRisk())), learner()
+        want, learn = fit(learner(MetaRisk() if how == "class" else MetaRisk.first_edition())), learner()
         if how == "fit":
-            meta = MetaRisk()
+            meta = MetaRisk.first_edition()
             with still(learn): learn.fit_one_cycle(2, .1, cbs=meta)
         elif how == "context":
-            with learn.added_cbs(meta := MetaRisk()): fit(learn)
-        else: meta = fit(learn.add_cb(MetaRisk if how == "class" else MetaRisk())).meta_risk
+            with learn.added_cbs(meta := MetaRisk.first_edition()): fit(learn)
+        else: meta = fit(learn.add_cb(MetaRisk if how == "class" else MetaRisk.first_edition())).meta_risk
         assert equal(state(learn), state(want)) and same(phi(want), meta.state_dict())
         assert (how in ("fit", "context")) != hasattr(learn, "meta_risk")
         if how in ("fit", "context"):
@@ -471,12 +471,12 @@ class TestAddAndRemove:
             assert meta.n_step == 40
 
     def test_removed_by_class(self):
-        learn = fit(learner(MetaRisk(every=1)).remove_cb(MetaRisk))
+        learn = fit(learner(MetaRisk.first_edition(every=1)).remove_cb(MetaRisk))
         assert not hasattr(learn, "meta_risk") and equal(state(learn), state(fit(learner())))
 
     @pytest.mark.parametrize("other, names", [(MetaRisk, r"\[MetaRisk, MetaRisk\]"), (partial(BatchRisk, "cvar"), r"\[MetaRisk, BatchRisk\]")], ids=["MetaRisk", "BatchRisk"])
     def test_two_are_refused(self, other, names):
-        learn, second = learner(MetaRisk(warmup=0, every=2)), other()
+        learn, second = learner(MetaRisk.first_edition(warmup=0, every=2)), other()
         theta = state(learn)
         with pytest.raises(ValueError, match=f"2 callbacks weigh the losses of a batch, {names}"): fit(learn.add_cb(second))
         assert equal(theta, state(learn))
@@ -485,7 +485,7 @@ class TestAddAndRemove:
         clears(learn)
 
     def test_works_without_accelerate(self):
-        code = "import sys; sys.modules['accelerate'] = None\nfrom common import *\nfrom metarisk_nb.all import MetaRisk\nprint(fit(learner(MetaRisk(every=1))).meta_risk.n_step)"
+        code = "import sys; sys.modules['accelerate'] = None\nfrom common import *\nfrom metarisk_nb.all import MetaRisk\nprint(fit(learner(MetaRisk.first_edition(every=1))).meta_risk.n_step)"
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.path.dirname(os.path.dirname(__file__))}
         res = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=env)
         assert res.stdout.strip() == "20", res.stderr
@@ -497,7 +497,7 @@ class TestMemory:
     def test_nothing_grows_over_5000_steps(self, kw):
         set_seed(0)
         dls = DataLoaders(*[TensorDL(TensorSet(*tensors(2000 - 1900*i, i)), 4, shuffle=not i, device=CPU) for i in (0, 1)])
-        learn, me, rows = Learner(dls, nn.Linear(6, 3), CrossEntropyLossFlat(), default_cbs=False, cbs=[TrainEvalCallback(), MetaRisk(**kw)]), psutil.Process(), []
+        learn, me, rows = Learner(dls, nn.Linear(6, 3), CrossEntropyLossFlat(), default_cbs=False, cbs=[TrainEvalCallback(), MetaRisk.first_edition(**kw)]), psutil.Process(), []
         def look():
             gc.collect()
             rows.append((sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects()), me.memory_info().rss/2**20, me.num_fds(), len(me.children()), me.num_threads()))
@@ -513,7 +513,7 @@ class TestMemory:
 class TestNotFinite:
     def run(self, bad, n=5, **kw):
         "A fit whose meta-gradients are not finite in the steps `bad`; what it says"
-        learn = learner(MetaRisk(every=1, warmup=0, meta_loss=lambda pred, y: ce(pred, y) * (float("nan") if learn.meta_risk.n_step in bad else 1.), **kw))
+        learn = learner(MetaRisk.first_edition(every=1, warmup=0, meta_loss=lambda pred, y: ce(pred, y) * (float("nan") if learn.meta_risk.n_step in bad else 1.), **kw))
         with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             learn.fit(n, .1)
@@ -543,12 +543,12 @@ class TestNotFinite:
 class TestSeeds:
     @pytest.mark.parametrize("kw", settings.values(), ids=settings)
     def test_same_seed_same_result(self, kw):
-        assert alike(*[fit(learner(MetaRisk(**kw))) for _ in range(2)])
+        assert alike(*[fit(learner(MetaRisk.first_edition(**kw))) for _ in range(2)])
 
     @pytest.mark.parametrize("kw", settings.values(), ids=settings)
     def test_the_random_streams_are_as_without(self, kw):
         def after(cbs):
             learn = fit(learner(cbs))
             return state(learn), [torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random(), learn.dls.train.rng.random()]
-        (a, i), (b, j) = after([]), after(MetaRisk(**{**kw, "meta_lr": 0.}))
+        (a, i), (b, j) = after([]), after(MetaRisk.first_edition(**{**kw, "meta_lr": 0.}))
         assert i == j and equal(a, b)

@@ -75,7 +75,7 @@ def learned_on(make, kind="points", **kwargs):
     "The validation batches that MetaRisk learns on, as tuples of numbers, and its warnings"
     seen = []
     def spy(pred, y): seen.append(tuple(y.tolist())); return by_number(pred, y)
-    learn, said = run(make, MetaRisk(every=1, warmup=0, loss_func=by_number, meta_loss=spy, **kwargs), kind)
+    learn, said = run(make, MetaRisk.first_edition(every=1, warmup=0, loss_func=by_number, meta_loss=spy, **kwargs), kind)
     assert learn.meta_risk.skipped == 0 and seen
     return seen, said
 
@@ -87,14 +87,14 @@ def fresh_batches(make, **kwargs):
         def before_batch(self):
             if self.training: own.append(tuple(self.y.tolist()))
     def spy(pred, y): seen.append(tuple(y.tolist())); return by_number(pred, y)
-    run(make, [MetaRisk(every=1, warmup=0, fresh=True, n_inner=2, loss_func=spy, meta_loss=by_number, **kwargs), Look()])
+    run(make, [MetaRisk.first_edition(every=1, warmup=0, fresh=True, n_inner=2, loss_func=spy, meta_loss=by_number, **kwargs), Look()])
     return [o for o in seen if o not in own]
 
 
 def as_plain(make, kind="points", **kwargs):
     "Is training with `meta_lr=0` the same as training without MetaRisk, to the last bit?"
     plain, _ = run(make, kind=kind)
-    zero, _ = run(make, MetaRisk(meta_lr=0., every=1, loss_func=by_number, meta_loss=by_number, **kwargs), kind)
+    zero, _ = run(make, MetaRisk.first_edition(meta_lr=0., every=1, loss_func=by_number, meta_loss=by_number, **kwargs), kind)
     return equal(state(plain), state(zero)) and plain.recorder.losses == zero.recorder.losses
 
 
@@ -156,7 +156,7 @@ def test_batches_that_only_stack_in_the_loaders_own_order_come_whole_and_in_any_
 
 
 def test_it_is_said_once_in_several_fits():
-    learn, said = run(lambda: ragged_loaders("torch"), MetaRisk(every=1, loss_func=by_number, meta_loss=by_number), "images", 1)
+    learn, said = run(lambda: ragged_loaders("torch"), MetaRisk.first_edition(every=1, loss_func=by_number, meta_loss=by_number), "images", 1)
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as again:
         warnings.simplefilter("always")
         learn.fit(1, .01)
@@ -167,7 +167,7 @@ def test_a_fault_of_the_data_set_is_raised_as_it_is():
     class Broken(Numbered):
         def __getitem__(self, k): raise OSError("no such picture")
     with pytest.raises(OSError, match="no such picture"):
-        run(lambda: DataLoaders(TorchLoader(Numbered(TRAIN), 6), TorchLoader(Broken(VALID), 4)), MetaRisk(every=1, loss_func=by_number))
+        run(lambda: DataLoaders(TorchLoader(Numbered(TRAIN), 6), TorchLoader(Broken(VALID), 4)), MetaRisk.first_edition(every=1, loss_func=by_number))
 
 
 def pad(samples):
@@ -233,7 +233,7 @@ def test_a_copy_of_a_torch_loader_keeps_its_options(loaders_with_workers, where)
     if where == "batch sampler": asked = TorchLoader(Numbered(VALID), batch_sampler=BatchSampler(range(40), 8, True), **kw)
     else: asked = TorchLoader(Numbered(TRAIN if where == "fresh" else VALID, kind, size if where == "ragged" else lambda i: 5), 1 if where == "ragged" else 6, **kw)
     dls = DataLoaders(asked, TorchLoader(Numbered(VALID), 6)) if where == "fresh" else DataLoaders(plain, asked)
-    run(lambda: dls, MetaRisk(every=1, meta_bs=10, fresh=where == "fresh", loss_func=by_number, meta_loss=by_number), kind, 1)
+    run(lambda: dls, MetaRisk.first_edition(every=1, meta_bs=10, fresh=where == "fresh", loss_func=by_number, meta_loss=by_number), kind, 1)
     copies = [o for o in loaders_with_workers if o is not asked]
     assert copies and not [k for o in copies for k in ("num_workers", *options) if getattr(o, k) != getattr(asked, k)]
 
@@ -267,7 +267,7 @@ def test_workers_that_stay_alive_serve_the_training_alone(how):
     class Look(Callback):
         def before_batch(self):
             if self.training: own.append(tuple(self.y.tolist()))
-    run(make, [MetaRisk(every=1, fresh=True, loss_func=by_number, meta_loss=by_number), Look()])
+    run(make, [MetaRisk.first_edition(every=1, fresh=True, loss_func=by_number, meta_loss=by_number), Look()])
     assert len(own) == 6 and sorted(chain(*own[:3])) == sorted(chain(*own[3:])) == list(TRAIN)
 
 
@@ -333,7 +333,7 @@ def test_the_users_generator_is_neither_moved_nor_shared(name):
         g = new()
         learn, _ = run(lambda: DataLoaders(loader(g), TorchLoader(Numbered(VALID), 20)), cbs)
         return state(learn), position(g), learn.recorder.losses
-    plain, meta = after(), after(MetaRisk(meta_lr=0., every=1, fresh=True, n_inner=3, loss_func=by_number, meta_loss=by_number))
+    plain, meta = after(), after(MetaRisk.first_edition(meta_lr=0., every=1, fresh=True, n_inner=3, loss_func=by_number, meta_loss=by_number))
     assert equal(plain[0], meta[0]) and plain[1:] == meta[1:]
 
 
@@ -409,7 +409,7 @@ def test_a_loader_whose_first_item_is_skipped(meta_bs):
 def test_a_copy_of_a_fastai_loader_keeps_its_options(loaders_with_workers, kind):
     option = dict(persistent_workers=True, pin_memory_device="cuda", timeout=60, pin_memory=True, **({"ids": range(40)} if kind is Chosen else {}))
     asked = kind(Numbered(VALID), bs=10, num_workers=2, device=CPU, **option)
-    run(lambda: DataLoaders(TorchLoader(Numbered(TRAIN), 20), asked), MetaRisk(every=1, loss_func=by_number, meta_loss=by_number), n=1)
+    run(lambda: DataLoaders(TorchLoader(Numbered(TRAIN), 20), asked), MetaRisk.first_edition(every=1, loss_func=by_number, meta_loss=by_number), n=1)
     copies = [o for o in loaders_with_workers if o is not asked.fake_l]
     assert copies and all(getattr(o, k) == v and o.num_workers == 2 for o in copies for k, v in option.items() if k != "ids")
 

@@ -92,7 +92,7 @@ def test_losses_that_cannot_be_told_apart_are_refused(name):
     with pytest.raises(ValueError, match=rf"{len(y)} samples.*shape \({shape}\).*first axis"): sample_losses(f, pred, y)
 
 
-@pytest.mark.parametrize("cb", [lambda f: MetaRisk(every=1, loss_func=f), lambda f: BatchRisk("cvar", loss_func=f), lambda f: RiskMetric("cvar", f)], ids=["meta", "batch", "metric"])
+@pytest.mark.parametrize("cb", [lambda f: MetaRisk.first_edition(every=1, loss_func=f), lambda f: BatchRisk("cvar", loss_func=f), lambda f: RiskMetric("cvar", f)], ids=["meta", "batch", "metric"])
 @pytest.mark.parametrize("loss", [lambda p, y: F.one_hot(y, 3).T * p.T ** 2, lambda p, y: ce(p, y).expand(7, -1), lambda p, y: p.flatten() ** 2], ids=["classes first", "7 first", "flat"])
 def test_a_learner_refuses_them_and_says_what_to_pass(cb, loss):
     o = cb(loss)
@@ -178,7 +178,7 @@ def steps_learner(cbs=None, collate=steps_first, first=True, bs=10, **kwargs):
     return Learner(dls, (WithLengths if collate is lengths_too else Steps)(first), CrossEntropyLossFlat(), opt_func=SGD, cbs=cbs, **kwargs)
 
 
-@pytest.mark.parametrize("cbs", [dict(cbs=MetaRisk(every=1)), dict(cbs=BatchRisk("cvar")), dict(metrics=RiskMetric("cvar"))], ids=["meta", "batch", "metric"])
+@pytest.mark.parametrize("cbs", [dict(cbs=MetaRisk.first_edition(every=1)), dict(cbs=BatchRisk("cvar")), dict(metrics=RiskMetric("cvar"))], ids=["meta", "batch", "metric"])
 @pytest.mark.parametrize("collate", [steps_first, lengths_too], ids=["one input", "lengths too"])
 @pytest.mark.parametrize("bs", [10, 5])
 def test_targets_with_the_steps_first_are_refused(cbs, collate, bs):
@@ -187,7 +187,7 @@ def test_targets_with_the_steps_first_are_refused(cbs, collate, bs):
 
 
 def test_the_same_targets_with_the_batch_first_are_learned_on():
-    learn = fit(steps_learner(MetaRisk("cvar:.5", every=1, warmup=0, meta_lr=.3), collate=None, first=False))
+    learn = fit(steps_learner(MetaRisk.first_edition("cvar:.5", every=1, warmup=0, meta_lr=.3), collate=None, first=False))
     assert not learn.meta_risk.uniform and len(learn.meta_risk.weights) == 10
 
 
@@ -254,10 +254,10 @@ def test_inputs_whose_first_axis_is_not_the_sample_go_with_their_own_targets(nam
     model.seen.clear()
     given = []
     def spy(pred, y): given.append(y.tolist()); return ce(pred, y % 3)
-    fit(make(MetaRisk(every=1, meta_bs=meta_bs, loss_func=lambda p, y: ce(p, y % 3), meta_loss=spy)), lr=1e-3)
+    fit(make(MetaRisk.first_edition(every=1, meta_bs=meta_bs, loss_func=lambda p, y: ce(p, y % 3), meta_loss=spy)), lr=1e-3)
     assert len(given) >= 8 and all(len(o) == min(meta_bs, 40) and min(o) >= 40 for o in given)
     assert all([float(i) for i in o] in [[float(i) for i in s] for s in model.seen] for o in given)
-    plain, zero = fit(make(), lr=1e-3), fit(make(MetaRisk(meta_lr=0., every=1, meta_bs=meta_bs, loss_func=lambda p, y: ce(p, y % 3), meta_loss=spy)), lr=1e-3)
+    plain, zero = fit(make(), lr=1e-3), fit(make(MetaRisk.first_edition(meta_lr=0., every=1, meta_bs=meta_bs, loss_func=lambda p, y: ce(p, y % 3), meta_loss=spy)), lr=1e-3)
     assert equal(state(plain), state(zero))
 
 
@@ -270,9 +270,9 @@ def test_multi_label_learners_of_as_many_labels_as_samples_learn(n_classes):
         sets = [list(zip(randn(100, 6), y)), list(zip(randn(100, 6), y))]
         model = nn.Sequential(net()[:4], nn.Linear(16, n_classes))
         return Learner(DataLoaders(*[TorchLoader(s, 20, drop_last=True) for s in sets]), model, nn.BCEWithLogitsLoss(), opt_func=SGD, cbs=cbs)
-    learn = fit(make(MetaRisk("cvar:.5", every=1, warmup=0, meta_lr=.3, meta_bs=20)))
+    learn = fit(make(MetaRisk.first_edition("cvar:.5", every=1, warmup=0, meta_lr=.3, meta_bs=20)))
     assert not learn.meta_risk.uniform and learn.meta_risk.skipped == 0
-    assert equal(state(fit(make())), state(fit(make(MetaRisk("cvar:.5", meta_lr=0., every=1, meta_bs=20)))))
+    assert equal(state(fit(make())), state(fit(make(MetaRisk.first_edition("cvar:.5", meta_lr=0., every=1, meta_bs=20)))))
 
 
 def test_numbers_against_a_row_of_numbers_are_refused():
@@ -280,7 +280,7 @@ def test_numbers_against_a_row_of_numbers_are_refused():
     def make(cbs=None):
         set_seed(0)
         return Learner(DataLoaders(*[TorchLoader(list(zip(randn(40, 6), randn(40))), 10) for _ in range(2)]), nn.Linear(6, 1), nn.MSELoss(), opt_func=SGD, cbs=cbs)
-    for cb in MetaRisk(every=1), BatchRisk("cvar"):
+    for cb in MetaRisk.first_edition(every=1), BatchRisk("cvar"):
         with pytest.raises(ValueError, match=r"10 samples.*shape \(10, 10\).*first axis"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fit(make(cb), 1)

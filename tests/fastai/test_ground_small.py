@@ -31,7 +31,7 @@ def noted(f):
     return out, [str(o.message) for o in said if "Learner" in str(o.message)]
 
 
-def alone(bs=20, **kwargs): return fit(learner(MetaRisk(every=1, **kwargs), bs=bs))
+def alone(bs=20, **kwargs): return fit(learner(MetaRisk.first_edition(every=1, **kwargs), bs=bs))
 
 
 # --- One MetaRisk in two Learners
@@ -42,7 +42,7 @@ joins = {"cbs": lambda meta, **kw: learner(meta, **kw), "add_cb": lambda meta, *
 @pytest.mark.parametrize("how", joins)
 @pytest.mark.parametrize("left", ["there", "removed", "forgotten"])
 def test_in_a_second_learner_it_begins_anew_and_says_so(how, left):
-    meta = MetaRisk(every=1)
+    meta = MetaRisk.first_edition(every=1)
     first = fit(learner(meta))
     before = phi(meta)
     if left == "removed": first.remove_cb(meta)
@@ -59,17 +59,17 @@ def test_in_a_second_learner_it_begins_anew_and_says_so(how, left):
 @pytest.mark.parametrize("kw", [{}, {"n": 300}, {"bs": 30}], ids=str)
 def test_each_fold_learns_on_its_own(kw):
     "The folds of a cross-validation with one callback are as with a new one each"
-    meta, folds = MetaRisk(every=1), []
+    meta, folds = MetaRisk.first_edition(every=1), []
     for k in {}, kw:
         fold = learner(meta, **k)
         folds.append((fit(fold), phi(fold.meta_risk)))
     for (fold, was), k in zip(folds, ({}, kw)):
-        want = fit(learner(MetaRisk(every=1), **k))
+        want = fit(learner(MetaRisk.first_edition(every=1), **k))
         assert equal(state(fold), state(want)) and same(was, phi(want.meta_risk)) and same(was, phi(fold.meta_risk))
 
 
 def test_both_learners_train_on_their_own_when_neither_has_trained():
-    meta, want = MetaRisk(every=1), alone()
+    meta, want = MetaRisk.first_edition(every=1), alone()
     first = learner(meta)
     second, said = noted(lambda: learner(meta))
     assert len(said) == 1
@@ -83,7 +83,7 @@ def test_both_learners_train_on_their_own_when_neither_has_trained():
 
 
 def test_fit_with_the_same_callback_on_two_learners():
-    meta, learns = MetaRisk(every=1), [learner(), learner()]
+    meta, learns = MetaRisk.first_edition(every=1), [learner(), learner()]
     learns[0].fit(1, .1, cbs=meta)
     assert meta.n_step == 10
     _, said = noted(lambda: learns[1].fit(1, .1, cbs=meta))
@@ -106,7 +106,7 @@ def test_what_is_no_second_learner_is_left_alone():
     assert not said and twin.meta_risk is not meta and same(phi(twin.meta_risk), before) and twin.meta_risk.learn is twin
     fit(twin, 1)
     assert same(phi(meta), before) and twin.meta_risk.n_step == 30
-    new = MetaRisk(every=1)
+    new = MetaRisk.first_edition(every=1)
     new.load_state_dict(before)
     other, said = noted(lambda: learner(new))
     assert not said and same(phi(other.meta_risk), before)
@@ -118,8 +118,8 @@ def test_what_is_no_second_learner_is_left_alone():
 
 
 def test_a_cell_that_is_run_again():
-    "`learn = Learner(..., cbs=cb)` without `cb = MetaRisk()`"
-    meta, runs = MetaRisk(every=1), []
+    "`learn = Learner(..., cbs=cb)` without `cb = MetaRisk.first_edition()`"
+    meta, runs = MetaRisk.first_edition(every=1), []
     for _ in range(3):
         learn = learner(meta)
         runs.append(state(fit(learn)))
@@ -140,16 +140,16 @@ class OnceNet(nn.Module):
 
 
 def test_a_way_out_that_one_model_needed_is_not_taken_for_the_next():
-    meta = MetaRisk(every=1, n_inner=2)
+    meta = MetaRisk.first_edition(every=1, n_inner=2)
     assert fit(learner(meta, model=OnceNet())).meta_risk.method == "finite_difference"
     assert fit(learner(meta)).meta_risk.method == "exact"
-    asked = MetaRisk(every=1, method="first_order")
+    asked = MetaRisk.first_edition(every=1, method="first_order")
     fit(learner(asked))
     assert fit(learner(asked)).meta_risk.method == "first_order"
 
 
 def test_warnings_are_given_again_in_a_second_learner():
-    meta = MetaRisk(every=1)
+    meta = MetaRisk.first_edition(every=1)
     def say(): return [str(o.message) for o in warned if "validation set has 60 samples" in str(o.message)]
     for _ in range(2):
         learn = learner(meta)
@@ -204,7 +204,7 @@ scripts = {"scripted": lambda: scripted(net()), "traced": lambda: traced(net()),
 @pytest.mark.parametrize("name", scripts)
 def test_torch_script_is_refused_before_the_training(name, kw):
     set_seed(0)
-    learn = learner(MetaRisk(every=1, **kw), model=scripts[name]())
+    learn = learner(MetaRisk.first_edition(every=1, **kw), model=scripts[name]())
     before = state(learn)
     with pytest.raises(TypeError, match=r"TorchScript.*(backbone|the model itself|\b0\b).*torch.jit"): fit(learn, 1)
     assert equal(before, state(learn)) and learn.meta_risk.reducer is None and learn.meta_risk.n_step == 0
@@ -223,10 +223,10 @@ class WithFunction(nn.Module):
 
 
 def test_a_scripted_function_within_a_model_is_learned_with():
-    learn = fit(learner(MetaRisk(every=1), model=WithFunction()))
+    learn = fit(learner(MetaRisk.first_edition(every=1), model=WithFunction()))
     assert not learn.meta_risk.uniform and learn.meta_risk.skipped == 0
     model = WithFunction()
-    plain, zero = [fit(learner(cbs, model=deepcopy(model))) for cbs in (None, MetaRisk(every=1, meta_lr=0.))]
+    plain, zero = [fit(learner(cbs, model=deepcopy(model))) for cbs in (None, MetaRisk.first_edition(every=1, meta_lr=0.))]
     assert equal(state(plain), state(zero))
 
 
@@ -315,7 +315,7 @@ class Trained(Callback):
 @pytest.mark.parametrize("kw", [{}, {"fresh": True, "n_inner": 2}, {"method": "first_order", "fresh": True}], ids=str)
 @pytest.mark.parametrize("name", edited)
 def test_parameters_that_a_pass_edits_are_edited_by_training_alone(name, kw):
-    plain, zero = [token_learner([Trained(), *cbs], edited[name], name.startswith("max_norm")) for cbs in ([], [MetaRisk(meta_lr=0., every=1, **kw)])]
+    plain, zero = [token_learner([Trained(), *cbs], edited[name], name.startswith("max_norm")) for cbs in ([], [MetaRisk.first_edition(meta_lr=0., every=1, **kw)])]
     for o in plain, zero:
         set_seed(1)
         fit(o, lr=.5)
@@ -324,5 +324,5 @@ def test_parameters_that_a_pass_edits_are_edited_by_training_alone(name, kw):
 
 @pytest.mark.parametrize("name", edited)
 def test_and_are_learned_with_all_the_same(name):
-    learn = fit(token_learner(MetaRisk("cvar:.5", every=1, warmup=0, meta_lr=.3), edited[name], name.startswith("max_norm")))
+    learn = fit(token_learner(MetaRisk.first_edition("cvar:.5", every=1, warmup=0, meta_lr=.3), edited[name], name.startswith("max_norm")))
     assert not learn.meta_risk.uniform and learn.meta_risk.skipped == 0

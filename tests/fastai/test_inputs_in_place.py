@@ -39,8 +39,8 @@ class Noisy(Normalising):
 
 
 MODELS = [Normalising, Rectified, Noisy]
-CBS = {"mean of the batch": BatchRisk("expected"), "cvar": BatchRisk("cvar:.5"), "every step": MetaRisk(every=1), "three inner steps": MetaRisk(every=2, n_inner=3),
-       "fresh": MetaRisk(every=1, n_inner=2, fresh=True), "draws": MetaRisk(every=1, meta_bs=25), "differences": MetaRisk(every=1, method="finite_difference", n_inner=2)}
+CBS = {"mean of the batch": BatchRisk("expected"), "cvar": BatchRisk("cvar:.5"), "every step": MetaRisk.first_edition(every=1), "three inner steps": MetaRisk.first_edition(every=2, n_inner=3),
+       "fresh": MetaRisk.first_edition(every=1, n_inner=2, fresh=True), "draws": MetaRisk.first_edition(every=1, meta_bs=25), "differences": MetaRisk.first_edition(every=1, method="finite_difference", n_inner=2)}
 
 
 def pair(make, cb, **kwargs):
@@ -66,7 +66,7 @@ def test_a_model_that_edits_its_input_learns_what_one_that_copies_it_learns(make
 def test_meta_lr_0_is_plain_training_of_a_model_that_edits_its_input(make):
     set_seed(0)
     model = make()
-    plain, other = [fit(learner(cb, model=deepcopy(model))) for cb in ([], [MetaRisk(every=1, meta_lr=0., n_inner=2)])]
+    plain, other = [fit(learner(cb, model=deepcopy(model))) for cb in ([], [MetaRisk.first_edition(every=1, meta_lr=0., n_inner=2)])]
     assert equal(state(plain), state(other)) and plain.recorder.losses == other.recorder.losses
 
 
@@ -87,7 +87,7 @@ class Turn(Callback):
 
 @pytest.mark.parametrize("kw", [{}, {"n_inner": 2}, {"method": "finite_difference"}], ids=str)
 def test_inputs_of_a_meta_step_are_those_of_the_models_own_pass(kw):
-    learn = learner([MetaRisk(every=1, **kw), Turn()], model=(model := Seen()), n=20, drop_last=False)
+    learn = learner([MetaRisk.first_edition(every=1, **kw), Turn()], model=(model := Seen()), n=20, drop_last=False)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
     own, inner, *rest = [o for o in model.rows if o[0]]
     assert own[1:4] == inner[1:4] == (TensorImage, torch.float64, (1, 20)) and torch.equal(own[4], inner[4]) and {o[1] for o in rest} == {TensorImage}
@@ -98,12 +98,12 @@ def test_inputs_of_a_meta_step_are_those_of_the_models_own_pass(kw):
 def test_all_inputs_have_the_class_that_the_training_loop_gives_them(kw, cbs, want):
     (x, y), (u, v) = tensors(60, 0), tensors(60, 1)
     dls = DataLoaders(*[TfmdDL([(TensorImage(i), j) for i, j in zip(*s)], bs=20, num_workers=0) for s in ((x, y), (u, v))])
-    fit(Learner(dls, (model := Seen()), CrossEntropyLossFlat(), opt_func=SGD, cbs=[MetaRisk(every=1, **kw), *deepcopy(cbs)]), 1)
+    fit(Learner(dls, (model := Seen()), CrossEntropyLossFlat(), opt_func=SGD, cbs=[MetaRisk.first_edition(every=1, **kw), *deepcopy(cbs)]), 1)
     assert {o[1] for o in model.rows if o[0]} == {want} and len(model.rows) > 9
 
 
 def test_no_hook_stays_on_the_model():
-    learn = fit(learner(MetaRisk(every=1)))
+    learn = fit(learner(MetaRisk.first_edition(every=1)))
     assert not learn.model._forward_pre_hooks
     class Stop(Callback):
         order = 1
@@ -155,7 +155,7 @@ def test_a_loss_that_edits_what_it_is_given_learns_what_one_that_copies_it_learn
 
 @pytest.mark.parametrize("make", LOSSES)
 def test_meta_lr_0_is_plain_training_with_a_loss_that_edits(make):
-    plain, other = [fit(learner(cb, loss=make())) for cb in ([], [MetaRisk(every=1, meta_lr=0., meta_loss="own")])]
+    plain, other = [fit(learner(cb, loss=make())) for cb in ([], [MetaRisk.first_edition(every=1, meta_lr=0., meta_loss="own")])]
     assert equal(state(plain), state(other)) and plain.recorder.losses == other.recorder.losses
 
 
@@ -185,7 +185,7 @@ def test_one_of_several_outputs_may_be_edited(cb):
 def test_the_cached_validation_set_does_not_decay():
     values = []
     def spy(pred, y): values.append(y.clone()); return ce(pred, y.sub_(1) + 1)
-    fit(learner(MetaRisk(every=1, meta_loss=spy)), 2)
+    fit(learner(MetaRisk.first_edition(every=1, meta_loss=spy)), 2)
     assert len(values) == 20 and all(torch.equal(o, values[0]) for o in values)
 
 
@@ -195,7 +195,7 @@ def test_mixed_targets_of_a_model_that_edits_its_input():
         set_seed(0)
         model = Normalising()
         model.clean = clean
-        out.append(fit(learner([MetaRisk(every=1), MixUp()], model=model)))
+        out.append(fit(learner([MetaRisk.first_edition(every=1), MixUp()], model=model)))
     assert equal(*map(state, out)) and torch.equal(*[o.meta_risk.weights for o in out])
 
 
@@ -252,7 +252,7 @@ def test_a_curriculum_passes_over_what_is_not_finite_and_has_no_weight(bad):
 
 @pytest.mark.parametrize("how", ["nan", "inf", "log"])
 def test_meta_risk_counts_them_too(how):
-    meta = MetaRisk(every=1000, knots=None, loss_func=spoil(how), meta_loss="own", floor=0)
+    meta = MetaRisk.first_edition(every=1000, knots=None, loss_func=spoil(how), meta_loss="own", floor=0)
     c = meta.new_curriculum(20)
     with torch.no_grad(): c.reducer.logits[0] = -300.
     meta.curriculum = c.to(torch.device("cpu"))

@@ -56,7 +56,7 @@ def test_batch_risk_expected_moves_the_weights_of_a_loss_as_plain_training_does(
 @pytest.mark.parametrize("make", TRAINED)
 @pytest.mark.parametrize("kw", [dict(every=1), dict(every=1, n_inner=2, fresh=True), dict(every=2, method="finite_difference")], ids=str)
 def test_meta_lr_0_is_plain_training_to_the_last_bit(make, kw):
-    plain, other = trained([], make), trained(MetaRisk(meta_lr=0., **kw), make)
+    plain, other = trained([], make), trained(MetaRisk.first_edition(meta_lr=0., **kw), make)
     assert equal(state(plain), state(other)) and equal(plain.loss_func.parameters(), other.loss_func.parameters())
     assert plain.recorder.losses == other.recorder.losses
 
@@ -64,7 +64,7 @@ def test_meta_lr_0_is_plain_training_to_the_last_bit(make, kw):
 @pytest.mark.parametrize("make", TRAINED)
 def test_meta_steps_move_the_weights_of_a_loss_along(make):
     "The hypergradient is that of the network and the loss as one model"
-    learn = learner(MetaRisk(every=1, warmup=0, floor=0, meta_loss="own"), model=nn.Linear(6, 3), loss=(loss := make()), splitter=both(loss), wd=0.)
+    learn = learner(MetaRisk.first_edition(every=1, warmup=0, floor=0, meta_loss="own"), model=nn.Linear(6, 3), loss=(loss := make()), splitter=both(loss), wd=0.)
     grads, batch = [], []
     class Look(Callback):
         order = -6
@@ -89,7 +89,7 @@ def test_meta_steps_move_the_weights_of_a_loss_along(make):
 
 
 def test_weights_of_a_loss_that_the_optimizer_does_not_know_stay():
-    learn = trained(MetaRisk(every=1), Centre, own=False)
+    learn = trained(MetaRisk.first_edition(every=1), Centre, own=False)
     assert torch.equal(learn.loss_func.centres, torch.eye(3)) and learn.meta_risk.skipped == 0 and not learn.meta_risk.uniform
 
 
@@ -97,7 +97,7 @@ def test_mae_is_not_taken_of_what_the_loss_makes_logits_of():
     "Embeddings of two numbers, three classes: there is no probability of class 2 among them"
     class Two(ArcFace):
         def __init__(self): super().__init__(); self.centres = nn.Parameter(torch.randn(3, 2))
-    learn = trained(MetaRisk(every=1), Two, model=nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)))
+    learn = trained(MetaRisk.first_edition(every=1), Two, model=nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)))
     assert learn.meta_risk.skipped == 0 and not learn.meta_risk.uniform
 
 
@@ -160,8 +160,8 @@ MEMORIES = [ELRInPlace, ELRRebound, Average, Listed, Plain]
 
 
 @pytest.mark.parametrize("make", MEMORIES)
-@pytest.mark.parametrize("cb", [BatchRisk("expected"), MetaRisk(every=1, meta_lr=0.), MetaRisk(every=1, meta_lr=0., n_inner=2, meta_loss="own", meta_bs=30),
-                                MetaRisk(every=3, meta_lr=0., meta_loss="own", method="finite_difference")], ids=str)
+@pytest.mark.parametrize("cb", [BatchRisk("expected"), MetaRisk.first_edition(every=1, meta_lr=0.), MetaRisk.first_edition(every=1, meta_lr=0., n_inner=2, meta_loss="own", meta_bs=30),
+                                MetaRisk.first_edition(every=3, meta_lr=0., meta_loss="own", method="finite_difference")], ids=str)
 def test_a_memory_is_updated_by_the_training_pass_alone(make, cb):
     plain, other = fit(learner(loss=make())), fit(learner(deepcopy(cb), loss=make(), metrics=[RiskMetric("cvar:.2")]))
     exact = isinstance(cb, MetaRisk)
@@ -183,7 +183,7 @@ def test_the_losses_of_a_batch_are_those_that_the_learners_loss_has_averaged(mak
 
 @pytest.mark.parametrize("make", MEMORIES)
 def test_meta_steps_learn_on_a_loss_with_a_memory(make):
-    learn = fit(learner(MetaRisk(every=1, n_inner=2, meta_loss="own"), loss=make()))
+    learn = fit(learner(MetaRisk.first_edition(every=1, n_inner=2, meta_loss="own"), loss=make()))
     assert learn.meta_risk.skipped == 0 and not learn.meta_risk.uniform and learn.loss_func.calls == 2 * (10 + 3)
 
 
@@ -193,7 +193,7 @@ def test_exact_and_finite_differences_agree_on_a_loss_with_a_memory():
         def losses(self, pred, y): self.t.add_(1); return ce(pred, y) * (1 + self.t.clone() / 10)
     grads, model = [], nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
     for method in "exact", "finite_difference":
-        learn = learner(MetaRisk(every=1, meta_loss="own", method=method, meta_lr=0.), model=deepcopy(model), loss=Counting())
+        learn = learner(MetaRisk.first_edition(every=1, meta_loss="own", method=method, meta_lr=0.), model=deepcopy(model), loss=Counting())
         fit(learn, 1)
         grads.append(learn.meta_risk.reducer.logits.grad)
     assert F.cosine_similarity(*grads, 0) > .999 and torch.allclose(*grads, rtol=.05, atol=1e-6)
@@ -205,19 +205,19 @@ def test_a_method_as_loss_and_a_loss_func_of_the_callback_have_their_memory_resp
         def own(pred, y, reduction="mean"): return F.cross_entropy(pred, y, reduction=reduction)
         def mine(pred, y): o.reduction = "none"; return o(pred, y)
         return fit(learner(cbs(mine), loss=own)), o
-    (learn, o), _ = run(lambda f: BatchRisk("expected", loss_func=f)), run(lambda f: MetaRisk(every=1, loss_func=f, meta_lr=0.))
+    (learn, o), _ = run(lambda f: BatchRisk("expected", loss_func=f)), run(lambda f: MetaRisk.first_edition(every=1, loss_func=f, meta_lr=0.))
     assert o.calls == 20 and learn.recorder.losses  # the only one to update it
     class Method(Plain):
         def loss(self, pred, y, reduction="mean"): self.reduction = reduction; return self(pred, y)
     a, b = Method(), Method()
-    plain, other = fit(learner(loss=a.loss)), fit(learner(MetaRisk(every=1, meta_lr=0., meta_loss="own"), loss=b.loss))
+    plain, other = fit(learner(loss=a.loss)), fit(learner(MetaRisk.first_edition(every=1, meta_lr=0., meta_loss="own"), loss=b.loss))
     assert torch.equal(a.t, b.t) and a.calls == b.calls and equal(state(plain), state(other))
 
 
 def test_a_class_weight_is_neither_changed_nor_copied():
     loss = CrossEntropyLossFlat(weight=torch.tensor([.2, 1., 3.]))
     w = loss.func.weight
-    fit(learner([MetaRisk(every=1)], loss=loss, metrics=[RiskMetric("cvar:.2")]))
+    fit(learner([MetaRisk.first_edition(every=1)], loss=loss, metrics=[RiskMetric("cvar:.2")]))
     assert loss.func.weight is w and torch.equal(w, torch.tensor([.2, 1., 3.])) and loss.reduction == "mean"
     w.mul_(2)  # a schedule of weights is seen
     assert torch.equal(per_sample(loss)(torch.zeros(3, 3), torch.arange(3)), w * torch.log(torch.tensor(3.)))

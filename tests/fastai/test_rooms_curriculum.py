@@ -24,7 +24,7 @@ from metarisk_nb.risk import as_risk
 
 @pytest.mark.parametrize("risk,kw", [("expected", {}), ("expected", dict(knots=None, floor=0)), ("cvar:.3", dict(relax=1, warmup=1)), ("icvar:.5", dict(meta_lr=.3, warmup=0))])
 def test_a_plain_loop_with_a_curriculum_learns_what_the_callback_learns(risk, kw):
-    model, meta = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), MetaRisk(risk, every=2, **kw)
+    model, meta = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)), MetaRisk.first_edition(risk, every=2, **kw)
     learn = learner([meta], model=deepcopy(model), shuffle=False, wd=0., opt_func=partial(OptimWrapper, opt=torch.optim.SGD))
     with learn.no_bar(), learn.no_logging(): learn.fit(3, .2)
 
@@ -98,14 +98,14 @@ def test_the_floor_is_that_of_the_effective_sample_size(floor, share):
 
 # --- Settings
 
-@pytest.mark.parametrize("m", [MetaRisk(), MetaRisk("cvar:.2", every=3, knots=None, meta_loss=gce_loss), MetaRisk.paper("trimmed", seed=5), MetaRisk(meta_dl=[1], loss_func=ce, inner_lr=.1)], ids=str)
+@pytest.mark.parametrize("m", [MetaRisk.first_edition(), MetaRisk.first_edition("cvar:.2", every=3, knots=None, meta_loss=gce_loss), MetaRisk.paper("trimmed", seed=5), MetaRisk.first_edition(meta_dl=[1], loss_func=ce, inner_lr=.1)], ids=str)
 def test_settings_are_all_arguments_with_their_defaults(m):
     names = [o for o in inspect.signature(MetaRisk).parameters if o not in ("risk", "meta_dl", "loss_func")]
     assert list(m.settings) == names and m.settings == {o: getattr(m, o) for o in names} and None not in (m.settings["every"], m.settings["meta_lr"])
 
 
 def test_settings_changed_between_fits_are_used():
-    learn = fit(learner(MetaRisk(every=1, warmup=0)), 1)
+    learn = fit(learner(MetaRisk.first_edition(every=1, warmup=0)), 1)
     learn.meta_risk.meta_lr, learn.meta_risk.floor = 0., .9
     fit(learn, 1)
     assert learn.meta_risk.opt_phi.param_groups[0]["lr"] == 0. == learn.meta_risk.settings["meta_lr"] and learn.meta_risk.curriculum.floor == .9

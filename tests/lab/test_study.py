@@ -78,7 +78,7 @@ def test_every_setting_counts_in_the_key(change): assert Run(**change).key != Ru
 
 def test_a_changed_default_changes_the_key(monkeypatch):
     class Other(MetaRisk):
-        def __init__(self, risk="expected", n_inner=1, every=11, **kwargs): super().__init__(risk, n_inner, every, **kwargs)
+        def __init__(self, risk="expected", n_inner=1, every=11, **kwargs): super().__init__(risk, n_inner, every, **{"rule": "merit", **kwargs})
     old, plain, given = Run().key, Run(method="expected").key, Run(meta=dict(every=10, meta_lr=.1)).key
     monkeypatch.setitem(makers, "learned", Other)
     assert Run().settings["every"] == 11 and Run().key != old
@@ -115,21 +115,21 @@ def test_every_stored_record_is_found_again():
 @pytest.mark.parametrize("tells", [False, True], ids=["by its attributes", "by its settings"])
 def test_a_new_argument_leaves_the_keys_alone_until_it_is_used(monkeypatch, tells, method):
     class Newer(MetaRisk):
-        def __init__(self, risk="expected", n_inner=1, rank="auto", view=None, **kwargs):
-            super().__init__(risk, n_inner, **kwargs)
-            self.rank, self.view = rank, view
+        def __init__(self, risk="expected", n_inner=1, slant="auto", view=None, **kwargs):
+            super().__init__(risk, n_inner, **{"rule": "merit", **kwargs})
+            self.slant, self.view = slant, view
         @property
         def settings(self): return {k: getattr(self, k) for k in names} if tells else super().settings
         @classmethod
-        def paper(cls, risk="expected", **kwargs): return super().paper(risk, **{"rank": "loss", **kwargs})
+        def paper(cls, risk="expected", **kwargs): return super().paper(risk, **{"slant": "loss", **kwargs})
     old, other = Run(method=method, noise=.2), Run(method=method, noise=.2, meta=dict(warmup=3))
-    names = [*runs._arguments(), "rank", "view"]
+    names = [*runs._arguments(), "slant", "view"]
     monkeypatch.setattr(runs, "_arguments", lambda: names)
     monkeypatch.setitem(makers, method, dict(paper=Newer.paper).get(method, Newer))
     default = dict(paper="loss").get(method, "auto")
-    for meta in ({}, dict(rank=default), dict(view=None), dict(rank=default, view=None)): assert Run(method=method, noise=.2, meta=meta).settings == old.settings
+    for meta in ({}, dict(slant=default), dict(view=None), dict(slant=default, view=None)): assert Run(method=method, noise=.2, meta=meta).settings == old.settings
     assert Run(method=method, noise=.2).key == old.key and Run(method=method, noise=.2, meta=dict(warmup=3)).key == other.key
-    used = {Run(method=method, noise=.2, meta=meta).key for meta in (dict(rank="margin"), dict(view=2), dict(rank="margin", view=2))}
+    used = {Run(method=method, noise=.2, meta=meta).key for meta in (dict(slant="margin"), dict(view=2), dict(slant="margin", view=2))}
     assert len(used | {old.key}) == 4
 
 
