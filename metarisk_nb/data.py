@@ -166,6 +166,7 @@ def four_way(
     device=None,       # Where the tensors live; fastai's default device
     classes=None,      # Names of the classes; their numbers by default
     shares=(.9, .05),  # Shares of train and of meta-validation; hyper-validation gets the rest
+    given=None,        # Labels that people gave the training images, in place of drawn noise
 )->DataLoaders:        # Four loaders: train, valid (meta-validation), hyper, test: `learn.validate(ds_idx=3)` is the test set
     "Split as the paper does (90/5/5 and test), with label noise, from tensors in memory; TypeError or ValueError names a wrong argument"
     device = default_device() if device is None else torch.device(device)
@@ -176,7 +177,7 @@ def four_way(
     _check_classes(y, ty, len(vocab))
     parts, x = _split(len(y), bs, seed, shares), x.float()
     mean, std = [f((0, 2, 3), keepdim=True) for f in (x.mean, x.std)]
-    noisy = noisy_labels(y, noise, len(vocab), noise_kind, seed)
+    noisy = noisy_labels(y, noise, len(vocab), noise_kind, seed) if given is None else _checked('given', (train[0], given))[1]
     new_set = lambda x, *y: TensorSet(((x - mean) / std).to(device), *[o.to(device) for o in y], vocab=vocab, mean=mean[0], std=std[0])
     sets = [new_set(x[i], given[i], y[i]) for i, given in zip(parts, [noisy, y if clean_valid else noisy, noisy])]
     loaders = [TensorDL(s, max(bs, 500), device=device) for s in (*sets, new_set(tx.float(), ty))]

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..callback import MetaRisk
 from ..data import noise_kinds, shifts
-from .datasets import n_classes, spell_out, study_data
+from .datasets import human_kinds, n_classes, spell_out, study_data
 from ..risk import as_risk
 
 # %% ../../nbs/lab/run.ipynb #260a4087
@@ -77,7 +77,7 @@ _bool = 'True or False', lambda x: isinstance(x, (bool, np.bool_))
 _above_0, _below_1 = _number('above 0', lambda x: x > 0), _number('in [0, 1)', lambda x: 0 <= x < 1)
 _allowed = dict( # Setting -> what is allowed, in words and as a function
     study=('a name of letters, digits, - and _', lambda x: isinstance(x, str) and re.fullmatch(r'[\w-]+', x)),
-    data=_one_of(list(study_data)), method=_one_of(methods), noise_kind=_one_of(list(noise_kinds)),
+    data=_one_of(list(study_data)), method=_one_of(methods), noise_kind=_one_of([*noise_kinds, 'doubtful', *human_kinds]),
     objective=("a name as in as_risk, such as 'cvar:.1'", lambda x: isinstance(x, str)),
     noise=_number('a share in [0, 1]', lambda x: 0 <= x <= 1), shift=_one_of(['none', *shifts]),
     valid_share=_or_none(*_number('a share in (0, .1)', lambda x: 0 < x < .1)),
@@ -95,7 +95,7 @@ class Run:
     objective:str='expected'  # Target risk, a name as in `as_risk`: 'cvar:.1'
     method:str='learned'      # As in `recipes`
     noise:float=0.            # Share of labels to change, in [0, 1]
-    noise_kind:str='uniform'  # As in `noisy_labels`
+    noise_kind:str='uniform'  # As in `noisy_labels`; 'doubtful' as in `doubtful_labels`; or one of `human_kinds`, whatever `noise` says
     clean_valid:bool=False    # Meta-validation is as the test set: clean labels, no shift
     valid_share:float|None=None # Meta-validation's share of the training set; the data's own by default
     shift:str='none'          # What else differs between train and test, as in `shifts`

@@ -6,6 +6,7 @@
 __all__ = ['targets', 'harmless', 'scales', 'gpus']
 
 # %% ../../nbs/lab/scales.ipynb #11768d0f
+_fashion, _cut = dict(data='fashion_mini', steps=2000), dict(data='cifar10_cut', arch='cnn', steps=3000)
 targets = ['expected', 'cvar', 'icvar', 'human', 'meanvar', 'trimmed'] # Rows of Table 3, each with the paper's parameter
 _by_hand = ['expected', 'batch', 'warm']                               # Columns of Table 3 beside the learned one
 _no_clean = ['expected', 'learned', 'gce', 'label_smoothing', 'coteaching']
@@ -19,7 +20,6 @@ def _noise(base):
               dict(_clean, noise=[.2, .5], method=['joined', 'finetuned', 'clean_only'])]
     return [dict(base, seeds=5, **o) for o in blocks]
 
-_fashion, _cut = dict(data='fashion_mini', steps=2000), dict(data='cifar10_cut', arch='cnn', steps=3000)
 _paper = dict(data='cifar10', arch='resnet18_32', steps=20_000, augment=True, patience=5)
 _smoke = dict(_paper, data='digits', steps=3, bs=20)
 _full = ['learned', 'paper']
@@ -28,7 +28,8 @@ _barer = [{}, _bare, *(_bare | o for o in (dict(knots=12), dict(floor=.6), dict(
 _short = _fashion | dict(steps=200, noise=[0., .5], seeds=5)
 _all_of_cifar = dict(data='cifar10', arch='cnn:16-32-64-64', steps=2000, noise=.5, seeds=1)
 _shift = _fashion | dict(seeds=3, shift=['balance', 'images'], clean_valid=[False, True])
-_noisy = [dict(noise=.5), dict(noise=.2), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise')]
+_noisy = [dict(noise=.5), dict(noise=.2), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise'),
+          dict(noise=.3, noise_kind='doubtful')]
 harmless = dict( # Tasks that the default must survive: Fashion-MNIST cut, an MLP, 2,000 steps, unless said otherwise
     clean=[dict(mom=0.), {}, dict(opt='adam', lr=1e-3), dict(opt='adam', lr=1e-2), dict(steps=200), dict(augment=True),
            dict(data='digits', steps=600), dict(shift='tail20'), dict(shift='tail20', mom=0.), dict(shift='balance')],
@@ -38,21 +39,27 @@ harmless = dict( # Tasks that the default must survive: Fashion-MNIST cut, an ML
            dict(noise=.4, data='digits', steps=600), dict(noise=.2, shift='balance'),
            dict(noise=.4, shift='tail20'), dict(noise=.4, shift='tail20', mom=0.), *[dict(noise=o) for o in (.1, .3, .4)]])
 
-def _harmless():
-    "Plain training at three lengths, GCE and ELR with three constants each, and the default"
+def _against(base, noisy):
+    "The default and plain training; where labels are wrong, two shorter runs too, and GCE and ELR with three constants each"
     rivals = [dict(method='gce', meta=[dict(q=.4), dict(q=.7), dict(q=.9)]),
               dict(method='elr', meta=[dict(strength=1.), dict(strength=3.), dict(strength=7.)])]
-    for kind, rows in harmless.items():
-        for row in rows:
-            base = {**_fashion, **row, 'seeds': 5}
-            yield dict(base, method=['presumption', 'expected'])
-            if kind == 'noisy':
-                yield dict(base, method='expected', steps=[base['steps'] // 4, base['steps'] // 2])
-                yield from (dict(base, **o) for o in rivals)
+    shorter = dict(base, method='expected', steps=[base['steps'] // 4, base['steps'] // 2])
+    return [dict(base, method=['presumption', 'expected']), *([shorter, *(dict(base, **o) for o in rivals)] if noisy else [])]
+
+def _harmless():
+    rows = [(kind, row) for kind, o in harmless.items() for row in o]
+    return [o for kind, row in rows for o in _against({**_fashion, **row, 'seeds': 5}, kind == 'noisy')]
+
+def _human():
+    "The same on CIFAR-10 with the labels that people gave, with and without crops and flips"
+    base = [dict(_cut, seeds=3, augment=o) for o in (False, True)]
+    kinds = dict(aggre=.09, random1=.18, worse=.41)
+    return [*(o for b in base for o in _against(b, False)),
+            *(o for b in base for k, share in kinds.items() for o in _against(dict(b, noise_kind=k, noise=share), True))]
 
 scales = dict(
     cpu=dict(
-        harmless=[*_harmless()],
+        harmless=_harmless(), human=_human(),
         risk=[dict(_fashion, seeds=5, objective=targets, method=_by_hand + _full),
               dict(_cut, seeds=3, objective=['cvar', 'icvar', 'trimmed'], method=[*_by_hand, 'learned'])],
         noise=[*_noise(_fashion),

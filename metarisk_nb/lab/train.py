@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 import metarisk_nb
 from ..data import data_root, four_way, shifts
-from .datasets import arrays_of, network, split_shares, study_data
+from .datasets import arrays_of, doubtful_labels, human_kinds, human_labels, network, split_shares, study_data
 from .methods import all_outputs, measure, recipes, scores_of
 from .run import Run
 from ..risk import as_risk
@@ -38,13 +38,20 @@ def _shift(dls, run):
     if run.clean_valid == (run.shift == 'images'): moved.add(1)
     for i in moved: dls.loaders[i] = dls[i].new(shifts[run.shift](dls[i].dataset, seed=run.seed))
 
+def _given(run, train, path):
+    "Labels that are not drawn by `four_way`: those of people, or of a weak model's doubt"
+    if run.noise_kind in human_kinds: return human_labels(run.data, run.noise_kind, data_root(path))
+    return doubtful_labels(*train, run.noise, run.seed) if run.noise_kind == 'doubtful' else None
+
 def _loaders(run, path):
     "The four loaders of a run, and the fingerprint of its data"
     train, test, mark = arrays_of(run.data, data_root(path))
     shares = split_shares(run.data)
     if run.valid_share is not None: shares = shares[0], run.valid_share
     classes = study_data[run.data][1]
-    dls = four_way(train, test, run.noise, run.noise_kind, run.clean_valid, run.bs, run.seed, classes=classes, shares=shares)
+    noise, kind, given = run.noise, run.noise_kind, _given(run, train, path)
+    if given is not None: noise, kind = 0., 'uniform'
+    dls = four_way(train, test, noise, kind, run.clean_valid, run.bs, run.seed, classes=classes, shares=shares, given=given)
     if run.shift != 'none': _shift(dls, run)
     return dls, mark
 

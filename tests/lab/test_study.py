@@ -327,7 +327,7 @@ def test_each_method_trains(method, tmp_path):
     at_end = {k: v for k, v in row[sorted(FIGURES)].items() if not k.endswith("_ce")}
     assert {k: v for k, v in rec["trace"][-1].items() if k in FIGURES} == pytest.approx(at_end, rel=1e-5)
     assert set(rec["versions"]) == {"python", "torch", "fastai", "metarisk_nb"}
-    if method in ("learned", "paper"):
+    if method in ("learned", "paper", "presumption"):
         steps, w = history(r.key, tmp_path)
         assert len(steps) <= 16 and steps[0] == 0 and steps[-1] == 30 and w.shape == (len(steps), 100) and np.allclose(w.sum(1), 1, atol=1e-2)
         assert row.skipped == 0
