@@ -54,7 +54,7 @@ class Presumption(Curriculum):
     "Weights that are full until the evidence says that a place does harm to the validation risk; for targets that want the mean"
     memory = .99                # Of the evidence, per training step
     convict,release = .53,.42   # Shares of a place's samples against the validation gradient: weight falls above, comes back below
-    case,worst = .7,.08         # The same share, over this part of the batch at its worst end, that opens a case
+    case,worst = .57,.25        # The same share, over this part of the batch at its worst end, that opens a case
     least = -8.                 # Logit of a place without weight
     width = .05                 # Part of the batch over which evidence is smoothed
     starved = .1                # Share of its uniform weight below which no class may fall
