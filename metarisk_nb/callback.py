@@ -243,7 +243,10 @@ class MetaRisk(MetaSteps):
     def _pace(self): return dict(patience=self.patience) if self.presumes else super()._pace()
     def new_curriculum(self, n):
         "A curriculum with this callback's settings"
-        return Presumption(n, patience=self.patience) if self.presumes else super().new_curriculum(n)
+        if not self.presumes: return super().new_curriculum(n)
+        new = Presumption(n, patience=self.patience)
+        new.gap.open = self.meta_dl is not None  # data that were picked to judge by need no comparison with the training data
+        return new
 
     def before_fit(self):
         super().before_fit()
