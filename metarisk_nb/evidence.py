@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .batches import of_class
 from .head import Head
 from .learned import Learned
-from .loaders import sample_numbers, undivided
+from .loaders import augments, sample_numbers, undivided
 from .losses import single_label, tensors
 from .passes import Snapshot, copied, seeded
 from .processes import gathered, process_group, unwrapped
@@ -57,6 +57,7 @@ class Evidence(Learned):
     "A callback that can learn by presumption of innocence: it sorts a batch and gathers evidence about its places"
     _stateattrs = (*Learned._stateattrs, 'head', '_target')
     head = _target = _counts = None
+    augmented = False  # does a training sample look different each time? Asked at the beginning of a fit
     rule,rank = 'merit','loss'  # of a callback that was pickled by the first edition
     found = None  # What 'auto' has come to mean: a dict of `rank` and `method`, once the first batch has been seen
 
@@ -70,6 +71,8 @@ class Evidence(Learned):
         return self.rule == 'presumption'
     def before_train(self):
         super().before_train()
+        if self.presumes and not self.epoch:
+            with self.batches.own(): self.augmented = augments(self.batches.train_dl)
         self._target = self._counts = None  # an epoch begins with a look, whether the run was interrupted or not
     def after_train(self):
         super().after_train()
@@ -157,7 +160,7 @@ class Evidence(Learned):
         with self.given.placed():
             if self.head: self._target, (value, loss) = self.head.validation(xv, measured, seed)
             else: value, loss = self._measure(xv, measured, seed)
-        self.curriculum.gap.look(loss)
+        self.curriculum.gap.look(loss, self.augmented)
         self._value = value
         if self.head: self.drawn += 1  # `meta_step` counts its own
         elif self.curriculum.gap.open: self.ask(batch, order)

@@ -18,7 +18,7 @@ from .order import LabelDoubt
 # %% ../nbs/parts/presumption.ipynb #2c635d7d
 class Gap:
     "The gap between training and validation loss, as a running mean over looks"
-    memory,least,looks = .9,.05,3
+    memory,least,augmented,looks = .9,.05,.3,3
     def __init__(self): self.n, self.mean, self.square, self.open, self._train = 0, 0., 0., False, [0., 0]
     def train(self,
         loss, # Mean loss of a training batch, a 0-d tensor
@@ -27,7 +27,8 @@ class Gap:
         total, n = self._train
         self._train = [total + loss, n + 1]
     def look(self,
-        loss, # Mean loss of a validation batch
+        loss,            # Mean loss of a validation batch
+        augmented=False, # Does a training sample look different each time?
     ):
         "Compare it with the training batches since the last look; once open, the gap stays open"
         (total, n), self._train = self._train, [0., 0]
@@ -39,7 +40,7 @@ class Gap:
         self.n, self.mean, self.square = self.n + 1, m * self.mean + (1 - m) * gap, m * self.square + (1 - m) * gap**2
         part = 1 - m**self.n
         mean, error = self.mean / part, (max(self.square / part - (self.mean / part)**2, 1e-6) * (1 - m) / (1 + m))**.5
-        self.open = self.n >= self.looks and mean > max(self.least, 2 * error)
+        self.open = self.n >= self.looks and mean > max(self.augmented if augmented else self.least, 2 * error)
     def state_dict(self)->dict:
         "The running means, as numbers"
         return dict(vars(self), _train=[float(self._train[0]), self._train[1]])
@@ -52,7 +53,7 @@ class Gap:
 # %% ../nbs/parts/presumption.ipynb #7063a8b8
 class Presumption(Curriculum):
     "Weights that are full until the evidence says that a place does harm to the validation risk; for targets that want the mean"
-    memory = .99                # Of the evidence, per training step
+    memory = .98                # Of the evidence, per training step
     convict,release = .53,.42   # Shares of a place's samples against the validation gradient: weight falls above, comes back below
     case,worst = .57,.25        # The same share, over this part of the batch at its worst end, that opens a case
     least = -8.                 # Logit of a place without weight
@@ -60,7 +61,7 @@ class Presumption(Curriculum):
     starved = .1                # Share of its uniform weight below which no class may fall
     def __init__(self,
         n:int,        # Places in the sorted batch (the batch size)
-        rate=.02,     # Most that a logit moves per training step
+        rate=.05,     # Most that a logit moves per training step
         patience=20,  # Pieces of evidence in a row that are not finite until there are no more
     ):
         super().__init__(n, None, rate, floor=0., relax=0., warmup=0., patience=patience)

@@ -107,9 +107,14 @@ def plain(o, n_epoch):
 def learned(o, n_epoch):
     learn = learner(o.noise, o.seed, MetaRisk())
     fit(learn, n_epoch)
-    w = learn.meta_risk.weights
-    worst = w[: round(.4 * len(w))].sum()
-    return learn, f"the worst 40% of a batch carry {100*worst:.0f}% of the weight"
+    return learn, f"{100*learn.meta_risk.harmful:.0f}% of a batch does harm, and has lost its weight"
+
+
+def clean(o, n_epoch):
+    "The same on right labels, where there is nothing to do"
+    learn = learner(0., o.seed, MetaRisk())
+    fit(learn, n_epoch)
+    return learn, f"on right labels {100*learn.meta_risk.harmful:.0f}% does harm: every loss counts the same"
 
 
 def oracle(o, n_epoch):
@@ -144,8 +149,8 @@ def main():
     print(f"Fashion-MNIST, 10,800 training images, {100*o.noise:.0f}% of the labels random, no clean data; "
           f"{108 * n_epoch} steps on the {device}, seed {o.seed}")
     rows, scores = [], {}
-    for name, method in {"plain": plain, "learned": learned, "oracle": oracle}.items():
-        print(f"\n{name}: {'Learner(..., cbs=MetaRisk())' if name == 'learned' else 'for comparison'}", flush=True)
+    for name, method in {"plain": plain, "learned": learned, "oracle": oracle, "clean": clean}.items():
+        print(f"\n{name}: {'Learner(..., cbs=MetaRisk())' if name in ('learned', 'clean') else 'for comparison'}", flush=True)
         start = time.perf_counter()
         learn, what = method(o, n_epoch)
         seconds = time.perf_counter() - start

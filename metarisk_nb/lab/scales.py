@@ -59,7 +59,6 @@ def _human():
 
 scales = dict(
     cpu=dict(
-        harmless=_harmless(), human=_human(),
         risk=[dict(_fashion, seeds=5, objective=targets, method=_by_hand + _full),
               dict(_cut, seeds=3, objective=['cvar', 'icvar', 'trimmed'], method=[*_by_hand, 'learned'])],
         noise=[*_noise(_fashion),
@@ -70,7 +69,8 @@ scales = dict(
         shift=[_shift | dict(method=['expected', 'learned']), _shift | dict(objective='cvar', method='learned'),
                _shift | dict(clean_valid=True, method=['joined', 'finetuned'])],
         fails=[_short | dict(method='expected'), _short | dict(meta=_barer),
-               _all_of_cifar | dict(method='expected'), _all_of_cifar | dict(meta=[{}, _bare | dict(every=20)])]),
+               _all_of_cifar | dict(method='expected'), _all_of_cifar | dict(meta=[{}, _bare | dict(every=20)])],
+        harmless=_harmless(), human=_human()),
     paper=dict(risk=[dict(_paper, seeds=5, objective=targets, method=_by_hand + _full)],
                noise=[*_noise(_paper), _paper | _clean | dict(seeds=5, valid_share=.02, method=['expected', *_full]),
                       _paper | _clean | dict(seeds=5, valid_share=.02, noise=.5, method='clean_only')]),

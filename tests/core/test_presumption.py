@@ -145,7 +145,7 @@ def test_nothing_is_judged_before_the_gap_has_opened(): assert learned(cut(.4), 
 
 
 def test_weight_falls_gradually_and_comes_back():
-    c = learned(cut(.4), steps=60)
+    c = learned(cut(.4), steps=40)
     some = c.harmful
     assert 0 < some < .3 < learned(cut(.4), steps=400).harmful
     for _ in range(1500): c.update(0., torch.full((100,), -1.))

@@ -25,7 +25,7 @@ from metarisk_nb.presumption import Gap, Presumption
 def eager(monkeypatch):
     "The gap opens at once, any evidence opens a case, and weights move fast: what only weights that move can show shows in a few steps"
     for k, v in dict(memory=.7, case=0., convict=.45, release=.1).items(): monkeypatch.setattr(Presumption, k, v)
-    monkeypatch.setattr(Gap, "look", lambda self, loss: setattr(self, "open", True))
+    monkeypatch.setattr(Gap, "look", lambda self, loss, augmented=False: setattr(self, "open", True))
     init = Presumption.__init__
     monkeypatch.setattr(Presumption, "__init__", lambda self, n, rate=.5, patience=20: init(self, n, .5, patience))
 
