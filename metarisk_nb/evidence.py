@@ -114,7 +114,7 @@ class Evidence(Learned):
 
     def labels(self)->Tensor:
         "The labels of the batch, of all processes; -1 for those that the loss ignores"
-        y = self.given.y[0].flatten()
+        y = self.given.y[0].flatten().long()
         return gathered(y.masked_fill(y == getattr(self.plain_loss, 'ignore_index', -100), -1), process_group(self.model))
 
     def arrange(self,
@@ -174,6 +174,7 @@ class Evidence(Learned):
         "The target risk of validation losses; each class counts alike, where the target is the mean and there are classes"
         y = yv[0].flatten() if len(yv) == 1 else None
         if y is None or y.is_floating_point() or len(y) != len(l): return self.risk(l)
+        y = y.long()
         n = torch.bincount(y.clamp(min=0), minlength=0 if self._counts is None else len(self._counts))
         if self._counts is not None: n[:len(self._counts)] += self._counts
         self._counts = n

@@ -25,7 +25,7 @@ class LabelDoubt:
         n_items=0,   # Samples in the data set, which `ids` number
     )->Tensor:       # n doubts, in nats: the larger, the more doubtful is the label
         "Note what the network gives the labels of a batch, and say how doubtful each is"
-        p, y = pred.detach().float().softmax(1), y.flatten()
+        p, y = pred.detach().float().softmax(1), y.flatten().long()
         if self.expected is None: self.expected = p.new_full((p.shape[1],), 1 / p.shape[1])
         self.expected = self.prior * self.expected.to(p) + (1 - self.prior) * p.mean(0)
         known = (y >= 0) & (y < p.shape[1])

@@ -196,6 +196,14 @@ def test_bfloat16(method, eager):
     assert learn.meta_risk.skipped == 0 and not learn.meta_risk.uniform and all(o.isfinite().all() for o in state(learn))
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
+def test_labels_of_any_whole_numbers(dtype, eager):
+    learn = learner(MetaRisk(), loss=lambda p, y: F.cross_entropy(p, y.long()))
+    learn.meta_risk.loss_func = lambda p, y: F.cross_entropy(p, y.long(), reduction="none")
+    for o in learn.dls.loaders: o.dataset.y = o.dataset.y.to(dtype)
+    assert fit(learn).meta_risk.settings["rank"] == "history" and learn.meta_risk.skipped == 0
+
+
 @pytest.mark.parametrize("ignored", [-100, -1, 2, 54])
 def test_labels_to_ignore_are_no_evidence(ignored, eager):
     seen = []
