@@ -6,7 +6,7 @@
 __all__ = ['Head']
 
 # %% ../nbs/parts/head.ipynb #45bc987b
-from contextlib import contextmanager
+from collections import deque
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ class Head:
     def listen(self):
         "Note what the layer reads and gives in the next pass"
         self.stop()
-        self.passes = []
+        self.passes = deque(maxlen=2 * len(self.layers))  # an interrupted pass may leave the hooks behind
         self._hooks = [m.register_forward_hook(self._note) for m in ([self.found] if self.found else self.layers)]
     def _note(self, layer, args, out):
         given = out.clone()  # what a loss may edit in place

@@ -117,6 +117,7 @@ class Presumption(Curriculum):
         if self.uniform or len(y) != self.reducer.n: return
         w = torch.empty_like(self._weights).scatter(0, order, self._weights) * len(y)
         w, y = w[y >= 0], y[y >= 0]
+        if not len(y): return
         size = max(int(y.max()) + 1, 0 if self.received is None else len(self.received))
         count = torch.bincount(y, minlength=size)
         got = torch.zeros(size).to(w).index_add_(0, y, w) / count.clamp(min=1)

@@ -145,7 +145,7 @@ def test_nothing_is_judged_before_the_gap_has_opened(): assert learned(cut(.4), 
 
 
 def test_weight_falls_gradually_and_comes_back():
-    c = learned(cut(.4), steps=40)
+    c = learned(cut(.4), steps=30)
     some = c.harmful
     assert 0 < some < .3 < learned(cut(.4), steps=400).harmful
     for _ in range(1500): c.update(0., torch.full((100,), -1.))
@@ -173,6 +173,20 @@ def test_a_class_that_is_about_to_starve_is_fed():
     fair = learned(cut(.3))
     for _ in range(200): fair.guard(torch.arange(100) % 10, order)
     assert not fair.guarded and fair.harmful == before
+
+
+def test_a_batch_without_labels_starves_nobody():
+    c = learned(cut(.3))
+    c.guard(torch.full((100,), -1), torch.arange(100))
+    assert c.received is None and not c.guarded
+
+
+def test_hooks_that_an_interrupted_pass_leaves_keep_little():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    head = Head(model)
+    head.listen()
+    for _ in range(50): model(torch.randn(2, 4))
+    assert len(head.passes) <= 4 and head.heard(model(torch.randn(2, 4)))
 
 
 def test_saved_and_loaded():

@@ -99,6 +99,21 @@ def test_rank_and_method_are_picked_by_task_and_model(eager):
     assert found(Learner(dls, Regression(), MSELossFlat(), opt_func=SGD, cbs=MetaRisk())) == dict(rank="loss", method="head")
 
 
+def test_another_model_is_looked_at_anew(eager):
+    learn = fit(learner(MetaRisk()), 1)
+    learn.model, learn.opt = nn.Sequential(nn.Linear(6, 3), nn.Tanh()), None
+    assert fit(learn, 1).meta_risk.settings["method"] == "exact" and learn.meta_risk.skipped == 0
+
+
+@pytest.mark.parametrize("where", ["the model", "a part of it"])
+def test_compiled_code_is_not_listened_to(where, eager):
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3))
+    if where == "the model": model.compile(backend="eager")
+    else: model[2] = torch.compile(model[2], backend="eager")
+    learn = fit(learner(MetaRisk(), model=model), 1)
+    assert learn.meta_risk.settings["method"] == "exact" and learn.meta_risk.skipped == 0 and not any(m._forward_hooks for m in model.modules())
+
+
 @pytest.mark.parametrize("given,says", [
     (dict(rule="presumption", floor=.1, knots=None), "knots, floor: for rule='merit' only"), (dict(rule="merit", rank="class"), "rule='merit' sorts by loss"),
     (dict(rule="merit", method="head"), "rule='merit' sorts by loss"), (dict(method="head", n_inner=2), "method='head' is for n_inner=1"),

@@ -100,14 +100,17 @@ def test_settings_are_the_arguments_of_the_callback():
     assert Run(method="expected").settings == {} and Run(method="paper", meta=dict(n_inner=2)).settings["n_inner"] == 2
 
 
+FIRST_STUDIES = {"default", "fails", "noise", "risk", "shift"}
+
+
 def test_every_stored_record_is_found_again():
     n = 0
     for fn in STORE.glob("*/*.json"):
         rec = json.loads(fn.read_text())
         if "config" not in rec: continue  # the figures of the benchmark
+        n += fn.parent.name in FIRST_STUDIES
         own = {f.name for f in fields(Run) if f.init}
         assert Run(**{k: v for k, v in rec["config"].items() if k in own}).key == rec["key"] == fn.stem, fn
-        n += 1
     assert n == 1368
 
 
