@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .batches import of_class
-from .head import Head
+from .head import LastLinear
 from .learned import Learned
 from .loaders import augments, sample_numbers, undivided
 from .losses import single_label, tensors
@@ -109,7 +109,7 @@ class Evidence(Learned):
         if not self._may_listen() or isinstance(self.model, nn.DataParallel): return
         if self.head is None:
             if any(is_compiled(m) for m in self.model.modules()): return  # compiled code may pass over hooks
-            self.head = Head(unwrapped(self.model))
+            self.head = LastLinear(unwrapped(self.model))
         self.head.listen()
 
     def hear(self):

@@ -8,7 +8,7 @@ from torch import nn
 
 from metarisk_nb.curriculum import Curriculum
 from metarisk_nb.evidence import Places, class_weights
-from metarisk_nb.head import Head
+from metarisk_nb.head import LastLinear
 from metarisk_nb.hypergrad import hypergradient
 from metarisk_nb.losses import gce_loss, mae_loss
 from metarisk_nb.order import LabelDoubt
@@ -65,7 +65,7 @@ def test_for_a_network_that_is_its_head_the_alignment_is_the_hypergradient(loss,
     model, (x, xv) = nn.Linear(5, 4, bias=False).double(), torch.randn(2, 12, 5).double()
     xv = xv - xv.mean(0)
     y, yv = torch.randint(4, (2, 12))
-    head = Head(model)
+    head = LastLinear(model)
     head.listen()
     assert head.heard(out := model(x)) and head.found is model
     at_start, value = head.validation((xv,), lambda out: risk(meta_loss(out, yv)), 0)
@@ -79,7 +79,7 @@ def test_the_head_is_found_and_the_model_left_as_it_was():
     torch.manual_seed(0)
     model, x = TwoHeads(), torch.randn(6, 4)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    head = Head(model)
+    head = LastLinear(model)
     head.listen()
     out = model(x)
     state.update({k: v.clone() for k, v in model.state_dict().items()})
@@ -92,7 +92,7 @@ def test_the_head_is_found_and_the_model_left_as_it_was():
 
 @pytest.mark.parametrize("model,shape", [(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), (6, 4)), (nn.Linear(4, 3), (6, 2, 4)), (nn.Conv1d(4, 3, 1), (6, 4, 5))])
 def test_a_model_without_such_a_head(model, shape):
-    head = Head(model)
+    head = LastLinear(model)
     head.listen()
     assert not head.heard(model(torch.randn(shape))) and not any(m._forward_hooks for m in model.modules())
 
@@ -183,7 +183,7 @@ def test_a_batch_without_labels_starves_nobody():
 
 def test_hooks_that_an_interrupted_pass_leaves_keep_little():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
-    head = Head(model)
+    head = LastLinear(model)
     head.listen()
     for _ in range(50): model(torch.randn(2, 4))
     assert len(head.passes) <= 4 and head.heard(model(torch.randn(2, 4)))
