@@ -473,6 +473,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'metarisk_nb.lab.methods._frozen': ('lab/methods.html#_frozen', 'metarisk_nb/lab/methods.py'),
                                          'metarisk_nb.lab.methods._gce': ('lab/methods.html#_gce', 'metarisk_nb/lab/methods.py'),
                                          'metarisk_nb.lab.methods._joined': ('lab/methods.html#_joined', 'metarisk_nb/lab/methods.py'),
+                                         'metarisk_nb.lab.methods._meta_risk': ( 'lab/methods.html#_meta_risk',
+                                                                                 'metarisk_nb/lab/methods.py'),
                                          'metarisk_nb.lab.methods._oracle': ('lab/methods.html#_oracle', 'metarisk_nb/lab/methods.py'),
                                          'metarisk_nb.lab.methods._replayed': ('lab/methods.html#_replayed', 'metarisk_nb/lab/methods.py'),
                                          'metarisk_nb.lab.methods._schedule': ('lab/methods.html#_schedule', 'metarisk_nb/lab/methods.py'),

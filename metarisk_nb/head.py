@@ -70,9 +70,8 @@ class LastLinear:
             with torch.enable_grad(): return found['z'].clone()  # a loss may edit it in place
         devices = {p.device for p in layer.parameters()}
         with Snapshot([self.model]).placed(), seeded(seed, devices):
-            hook = layer.register_forward_hook(leaf)
+            layer.register_forward_hook(leaf)  # gone with the block
             with torch.no_grad(): out = self.model(*copied(xb))
-        hook.remove()
         with torch.enable_grad():
             said = risk_of(out)
             g, = torch.autograd.grad(said[0] if isinstance(said, tuple) else said, found['z'])

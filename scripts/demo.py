@@ -114,7 +114,7 @@ def clean(o, n_epoch):
     "The same on right labels, where there is nothing to do"
     learn = learner(0., o.seed, MetaRisk())
     fit(learn, n_epoch)
-    return learn, f"on right labels {100*learn.meta_risk.harmful:.0f}% does harm: every loss counts the same"
+    return learn, f"on right labels {100*learn.meta_risk.harmful:.0f}% does harm"
 
 
 def oracle(o, n_epoch):

@@ -17,10 +17,10 @@ from fastai.data.core import DataLoaders
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ..callback import BatchRisk, History, MetaRisk, gce_loss
+from ..callback import BatchRisk, History, gce_loss
 from ..data import RandomCropFlip, TensorDL, TensorSet
 from ..loaders import sample_numbers
-from .run import Run
+from .run import Run, makers
 from ..risk import ICVaR, Spectral, as_risk
 
 # %% ../../nbs/lab/methods.ipynb #e6901a3a
@@ -127,6 +127,8 @@ def _fit(learn, run, *cbs):
         if steps: one_cycle(learn, run, steps)
 
 # %% ../../nbs/lab/methods.ipynb #237c3256
+def _meta_risk(learn, run): _fit(learn, run, makers[run.method](run.objective, **dict(run.meta)))
+
 def _oracle(learn, run): _fit(learn, run, None, BatchRisk(ICVaR(1 - run.wrong)))
 
 def _coteaching(learn, run):
@@ -201,9 +203,7 @@ recipes = dict(
     expected=lambda learn, run: _fit(learn, run, None),
     batch=lambda learn, run: _fit(learn, run, BatchRisk(run.objective)),
     warm=lambda learn, run: _fit(learn, run, None, BatchRisk(run.objective)),
-    learned=lambda learn, run: _fit(learn, run, MetaRisk.first_edition(run.objective, **dict(run.meta))),
-    paper=lambda learn, run: _fit(learn, run, MetaRisk.paper(run.objective, **dict(run.meta))),
-    presumption=lambda learn, run: _fit(learn, run, MetaRisk(run.objective, **dict(run.meta))),
+    learned=_meta_risk, paper=_meta_risk, presumption=_meta_risk,
     oracle=_oracle, coteaching=_coteaching, gce=lambda learn, run: _gce(learn, run, **dict(run.meta)), elr=_elr,
     label_smoothing=partial(_with_loss, nn.CrossEntropyLoss(label_smoothing=.1)),
     joined=_joined, finetuned=_finetuned, clean_only=_clean_only,
