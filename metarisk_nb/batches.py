@@ -110,6 +110,7 @@ def in_short(
 
 class Whole:
     "A validation set that is one batch"
+    draws = False  # does a draw take random numbers?
     def __init__(self,
         batch, # ((x, ...), (y, ...))
     ): self.batch = batch
@@ -135,6 +136,7 @@ class Drawn(Whole):
 
 class Streamed(Whole):
     "Validation batches as a loader of unknown length gives them, again and again"
+    draws = True
     def __init__(self,
         dl,      # The validation loader
         ready,   # What makes a loader's batch ready for the model
@@ -281,6 +283,13 @@ class MetaBatches:
         batch = self._valid.draw(k)
         self._say_error()
         return batch
+
+    def valid_apart(self,
+        k:int, # Draws before this one
+    ):         # ((x, ...), (y, ...))
+        "A validation batch, with random numbers of the callback's own where any are drawn"
+        if self._valid is not None and not self._valid.draws: return self.valid(k)
+        with self.own(): return self.valid(k)
 
     def fresh(self,
         group=None, # Process group whose processes each train on a part of a batch

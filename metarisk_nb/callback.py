@@ -27,7 +27,7 @@ from .passes import Snapshot, copied, seeded
 from .presumption import Presumption
 from .processes import process_group, unwrapped
 from .risk import as_risk, check_whole
-from .weighing import Joint, KeptInputs, OfOutput, Weighing, learning_rates, loss_holders, trainable_parts
+from .weighing import Joint, KeptInputs, OfOutput, Seen, Weighing, learning_rates, loss_holders, trainable_parts
 
 _all_ = ['meta_losses', 'per_sample', 'sample_losses', 'History', 'Curriculum', 'gce_loss', 'mae_loss']
 
@@ -259,25 +259,29 @@ class MetaRisk(MetaSteps):
         check_model(self._joint())
         _refuse(self.batches.train_dl, self.model)
         self.batches.new_epoch()
-        self._pass = pass_size(self.batches.train_dl)
+        self.pass_size = pass_size(self.batches.train_dl)
     def before_batch(self):  # a model may edit its inputs in place
         self._drop_inputs()
-        self.listen()
+        if self.presumes: self.attend()
         if self._due() and not self.fresh and not (self.head and self.head.found): self._inputs = KeptInputs(self.model, self.xb)
     def after_pred(self):
-        super().after_pred()
-        if self._may_listen(): self.hear()
+        if self.rests: self.given = Seen(self.pred, self.targets())
+        else: super().after_pred()
+        if self.attends and self._may_listen(): self.hear()
         if self._inputs: self._inputs.drop()
     def after_loss(self):
-        batch = self.batch_losses()
-        c = self.curriculum_for(batch.values)
-        c.seen(*(len(batch.values), self._pass) if self._pass else (1, self.n_iter))  # an epoch, where a pass has no known size
-        if self.presumes: self.decide()
-        order = self.arrange(batch) if self.presumes else None
         due, moved, self.last_step = self._due(), self._moved(), self.n_step
-        if self.presumes: self.gather(batch, order, due, moved)
+        if self.rests: self.note()
+        else: self._weigh(due)
+        if moved: self.curriculum.record(self.n_step)
+
+    def _weigh(self, due):
+        batch = self.batch_losses(shielded=not self.uniform)
+        c = self.curriculum_for(batch.values)
+        self.count()
+        order = self.arrange(batch) if self.presumes else None
+        if self.presumes and self.attends: self.gather(batch, order, due)
         elif due: self.meta_step(batch)
-        if moved: c.record(self.n_step)
         if not c.uniform: self.learn.loss_grad = c.weigh(batch.values, order, batch.scale)  # else the Learner's own loss, to the last bit
     def after_batch(self):
         super().after_batch()
@@ -285,11 +289,6 @@ class MetaRisk(MetaSteps):
     def after_fit(self):
         self.after_batch()
         if self.batches: self.batches.drop()
-
-    def _moved(self): return self.n_step != self.last_step  # the first batch, or the optimizer has stepped since
-    def _due(self):
-        lacking = self.head is not None and self.head.found is not None and self._target is None
-        return self._moved() and (lacking or self.n_step % self.every == 0) and (not self.curriculum or self.curriculum.willing)
     def _drop_inputs(self):
         if self._inputs: self._inputs.drop()
         self._inputs = None

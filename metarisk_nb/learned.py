@@ -15,6 +15,8 @@ from torch import Tensor
 from .curriculum import Curriculum
 from .files import replacing
 from .loaders import loader_bs, undivided
+from .losses import n_samples
+from .processes import process_group
 from .weighing import Weighing
 
 # %% ../nbs/parts/learned.ipynb #a2935615
@@ -24,7 +26,7 @@ def _of_curriculum(name, before=None):
 
 class Learned(Weighing):
     "A callback with a `Curriculum`: its weights, pictures and files"
-    curriculum = last_step = asked = None  # `asked`: the user's method, where another one has taken its place
+    curriculum = last_step = asked = pass_size = None  # `asked`: the user's method, where another one has taken its place
     drawn = 0
     reducer, history, opt_phi = map(_of_curriculum, ('reducer', 'history', 'optimizer'))
     harmful, guarded = _of_curriculum('harmful', 0.), _of_curriculum('guarded', 0)
@@ -63,6 +65,12 @@ class Learned(Weighing):
         if self.curriculum is None: self.curriculum = self.new_curriculum(self._batch_size() or len(l))
         vars(self.curriculum).update(self._pace())
         return self.curriculum if self.reducer.logits.device == l.device else self.curriculum.to(l.device)
+
+    def count(self):
+        "Count this batch; where nobody knows the size of a pass, an epoch is one"
+        group = process_group(self.model)
+        n = n_samples(self.given.y) * (group.size() if group else 1)
+        self.curriculum.seen(*(n, self.pass_size) if self.pass_size else (1, self.n_iter))
 
     def _batch_size(self):
         "Samples in a training batch, of all processes together; None where nobody knows"

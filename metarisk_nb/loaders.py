@@ -52,8 +52,9 @@ def sample_numbers(
     "The places in the data set of a batch's samples"
     numbers, bs = getattr(dl, '_DataLoader__idxs', None), loader_bs(dl)  # where fastai keeps those of the pass
     if not isinstance(numbers, (list, tuple, np.ndarray)) or not bs or type(dl).__name__ == 'DistributedDL': return None
-    here = [*numbers[i * bs:(i + 1) * bs]]
-    return torch.tensor(here) if len(here) == n and all(isinstance(o, (int, np.integer)) for o in here) else None
+    try: here = np.asarray(numbers[i * bs:(i + 1) * bs])
+    except ValueError: return None  # of several lengths
+    return torch.from_numpy(here.astype(np.int64)) if here.shape == (n,) and here.dtype.kind in 'iu' else None
 
 def augments(
     dl, # A loader of fastai or torch

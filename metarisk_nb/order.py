@@ -16,7 +16,7 @@ class LabelDoubt:
     "How much a network has come to doubt each label, fair to rare classes"
     keep = .7      # Of a sample's running mean, from one visit to the next
     prior = .999   # Of the mean prediction, from one batch to the next
-    def __init__(self): self.expected, self.seen = None, None
+    def __init__(self): self.expected, self.seen, self._noted = None, None, []
 
     def __call__(self,
         pred:Tensor, # (n, C) logits
@@ -25,28 +25,45 @@ class LabelDoubt:
         n_items=0,   # Samples in the data set, which `ids` number
     )->Tensor:       # n doubts, in nats: the larger, the more doubtful is the label
         "Note what the network gives the labels of a batch, and say how doubtful each is"
-        p, y = pred.detach().float().softmax(1), y.flatten().long()
+        self.note(pred, y, ids, n_items)
+        return self.catch_up()[-len(pred):]
+
+    def note(self, pred, y, ids=None, n_items=0):
+        "Keep a batch (arguments as in a call) whose doubts nobody asks for, to be counted together with the next ones"
+        if self._noted and self._noted[0][3] != n_items: self._noted = []  # the data set is another one
+        self._noted.append((pred.detach().clone(), y.flatten().long(), ids, n_items))
+
+    def catch_up(self):
+        "Count the batches that were noted, as one; their doubts"
+        noted, self._noted = self._noted, []
+        if not noted: return
+        pred, y, ids, (n_items, *_) = zip(*noted)
+        return self._observe(torch.cat(pred), torch.cat(y), None if ids[0] is None else torch.cat(ids), n_items, len(noted))
+
+    def _observe(self, pred, y, ids, n_items, batches):
+        p = pred.float().softmax(1)
         if self.expected is None: self.expected = p.new_full((p.shape[1],), 1 / p.shape[1])
-        self.expected = self.prior * self.expected.to(p) + (1 - self.prior) * p.mean(0)
-        known = (y >= 0) & (y < p.shape[1])
-        label = y.where(known, 0)
+        self.expected = self.expected.to(p).lerp(p.mean(0), 1 - self.prior**batches)
+        unknown = (y < 0) | (y >= p.shape[1])
+        label = y.masked_fill(unknown, 0)
         believed = p.gather(1, label[:, None])[:, 0]
         if ids is not None: believed = self._remembered(ids, believed, n_items)
-        doubt = self.expected[label].log() - believed.clamp(min=1e-12).log()
-        return doubt.masked_fill(~known, -torch.inf)
+        return (self.expected[label] / believed.clamp(min=1e-12)).log().masked_fill(unknown, -torch.inf)
 
     def _remembered(self, ids, now, n_items):
         if self.seen is None or len(self.seen) != n_items: self.seen = now.new_full((n_items,), torch.nan)
         self.seen, ids = self.seen.to(now), ids.to(now.device)
         was = self.seen[ids]
-        self.seen[ids] = new = torch.where(was.isnan(), now, self.keep * was + (1 - self.keep) * now)
+        self.seen[ids] = new = was.where(~was.isnan(), now).lerp(now, 1 - self.keep)
         return new
 
     def state_dict(self)->dict:
         "The running means, as plain tensors"
-        return {k: None if v is None else v.detach().cpu().clone() for k, v in vars(self).items()}
+        self.catch_up()
+        return {k: None if v is None else v.detach().cpu().clone() for k, v in dict(expected=self.expected, seen=self.seen).items()}
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
         "Go on from a saved state"
         self.expected, self.seen = (None if state[k] is None else state[k].clone() for k in ('expected', 'seen'))
+        self._noted = []

@@ -19,7 +19,7 @@ from .order import LabelDoubt
 class Gap:
     "The gap between training and validation loss, as a running mean over looks"
     memory,least,augmented,looks = .9,.05,.3,3
-    def __init__(self): self.n, self.mean, self.square, self.open, self._train = 0, 0., 0., False, [0., 0]
+    def __init__(self): self.n, self.mean, self.square, self.ajar, self.open, self._train = 0, 0., 0., False, False, [0., 0]
     def train(self,
         loss, # Mean loss of a training batch, a 0-d tensor
     ):
@@ -40,7 +40,9 @@ class Gap:
         self.n, self.mean, self.square = self.n + 1, m * self.mean + (1 - m) * gap, m * self.square + (1 - m) * gap**2
         part = 1 - m**self.n
         mean, error = self.mean / part, (max(self.square / part - (self.mean / part)**2, 1e-6) * (1 - m) / (1 + m))**.5
-        self.open = self.n >= self.looks and mean > max(self.augmented if augmented else self.least, 2 * error)
+        least = self.augmented if augmented else self.least
+        self.ajar = not augmented or mean > least / 3
+        self.open = self.n >= self.looks and mean > max(least, 2 * error)
     def state_dict(self)->dict:
         "The running means, as numbers"
         return dict(vars(self), _train=[float(self._train[0]), self._train[1]])
@@ -53,11 +55,12 @@ class Gap:
 # %% ../nbs/parts/presumption.ipynb #7063a8b8
 class Presumption(Curriculum):
     "Weights that are full until the evidence says that a place does harm to the validation risk; for targets that want the mean"
-    memory = .98                # Of the evidence, per training step
+    memory,enough = .99,.4      # Of the evidence, per training step; weight of all evidence from which on there are judgements
     convict,release = .53,.42   # Shares of a place's samples against the validation gradient: weight falls above, comes back below
-    case,worst = .57,.25        # The same share, over this part of the batch at its worst end, that opens a case
+    case,worst = .74,.25        # Share of all pull that goes against it, at this part of the batch at its worst end, that opens a case
     least = -8.                 # Logit of a place without weight
     width = .05                 # Part of the batch over which evidence is smoothed
+    between = 4                 # Training steps from one piece of evidence of the last layer to the next
     starved = .1                # Share of its uniform weight below which no class may fall
     def __init__(self,
         n:int,        # Places in the sorted batch (the batch size)
@@ -66,6 +69,7 @@ class Presumption(Curriculum):
     ):
         super().__init__(n, None, rate, floor=0., relax=0., warmup=0., patience=patience)
         self.doubt, self.gap, self.against, self.weighed, self.convicted = LabelDoubt(), Gap(), torch.zeros(n), 0., False
+        self._pull = torch.zeros(2)  # of the worst places: that against the validation gradient, and all of it
         self.received, self.guarded, self.starving, self.told = None, 0, set(), set()
 
     def order(self, losses, y=None, pred=None, ids=None, n_items=0):
@@ -80,6 +84,12 @@ class Presumption(Curriculum):
         half = round(self.width * self.reducer.n / 2)
         return F.avg_pool1d(self.against[None, None] / self.weighed, 2 * half + 1, 1, half, count_include_pad=False)[0, 0]
 
+    @property
+    def pull(self)->float:
+        "How much of what the worst places do to the validation risk is harm, of late: a share of the sizes of their alignments"
+        against, both = self._pull.tolist()
+        return against / both if both else 0.
+
     @torch.no_grad()
     def update(self,
         value,       # Target risk on the validation batch
@@ -90,13 +100,15 @@ class Presumption(Curriculum):
         self.value = value
         if not harm.isfinite().all(): return self._skip()
         self.failed, kept = 0, self.memory**steps
-        self.against = kept * self.against.to(harm) + (1 - kept) * (harm.sign() + 1) / 2
+        self.against = self.against.to(harm).lerp((harm.sign() + 1) / 2, 1 - kept)
         self.weighed = kept * self.weighed + 1 - kept
-        if self.gap.open and self.weighed > .2: self._judge(steps)
+        worst = harm[:max(1, round(self.worst * len(harm)))]
+        self._pull = self._pull.to(harm).lerp(torch.stack([worst.clamp(min=0).sum(), worst.abs().sum()]), 1 - kept)
+        if self.gap.open and self.weighed > self.enough: self._judge(steps)
 
     def _judge(self, steps):
         s, logits = self.shares, self.reducer.logits
-        if not self.convicted: self.convicted = bool(s[:max(1, round(self.worst * len(s)))].mean() > self.case)
+        if not self.convicted: self.convicted = self.pull > self.case
         if not self.convicted: return
         move = torch.where(s > self.convict, self.convict - s, (self.release - s).clamp(min=0))
         new = (logits + self.meta_lr * steps * (10 * move).clamp(-1, 1)).clamp(self.least, 0)
@@ -123,19 +135,19 @@ class Presumption(Curriculum):
         got = torch.zeros(size).to(w).index_add_(0, y, w) / count.clamp(min=1)
         was = torch.ones(size).to(w)
         if self.received is not None: was[:len(self.received)] = self.received
-        self.received = torch.where(count > 0, .98 * was + .02 * got, was)
+        self.received = torch.where(count > 0, was.lerp(got, .08), was)
         if (self.received < self.starved).any(): self._feed()
 
     @torch.no_grad()
     def _feed(self):
         self.guarded += 1
         self.starving |= {*(self.received < self.starved).nonzero().flatten().tolist()}
-        self.reducer.logits.mul_(.98)
+        self.reducer.logits.mul_(.92)
         self._moved()
 
     def _extra(self):
-        return dict(against=self.against.detach().clone(), weighed=self.weighed, convicted=self.convicted, guarded=self.guarded,
-                    received=self.received, doubt=self.doubt.state_dict(), gap=self.gap.state_dict())
+        return dict(against=self.against.detach().clone(), pull=self._pull.clone(), weighed=self.weighed, convicted=self.convicted,
+                    guarded=self.guarded, received=self.received, doubt=self.doubt.state_dict(), gap=self.gap.state_dict())
     def state_dict(self):
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
         return dict(super().state_dict(), evidence=self._extra())
@@ -146,6 +158,7 @@ class Presumption(Curriculum):
         new, e = Presumption(self.reducer.n, self.meta_lr, self.patience), state['evidence']
         Curriculum.load_state_dict(new, state)
         new.__dict__.update({k: e[k] for k in ('against', 'weighed', 'convicted', 'guarded', 'received')})
+        new._pull = e['pull']
         new.doubt.load_state_dict(e['doubt'])
         new.gap.load_state_dict(e['gap'])
         self.__dict__.update(vars(new.to(self.reducer.logits)))

@@ -216,10 +216,10 @@ def overhead(
     seconds=8, # Of each run in each round
     threads=1, # Threads of torch: a study trains on one
     path=None, # Folder of CIFAR-10
-)->dict:       # Steps a second and MB of 'expected' and 'learned'
+)->dict:       # Steps a second and MB of 'expected' and 'presumption', which is the default
     "What `MetaRisk()` costs in a whole run: both take turns, memory each in a process of its own"
     torch.set_num_threads(threads)
-    both, out = [replace(run, method=m) for m in ('expected', 'learned')], dict(about=_about(threads))
+    both, out = [replace(run, method=m) for m in ('expected', 'presumption')], dict(about=_about(threads))
     rates = np.array([[throughput(r, seconds, path) for r in both] for _ in range(turns)])
     for i, r in enumerate(both):
         settings = {f.name: getattr(r, f.name) for f in fields(r) if f.init}
@@ -263,7 +263,7 @@ def bench_gpu(
     run, plain = Run(data=data, arch=arch, steps=20_000), None
     kind, device = 'bfloat16' if bf16 else 'float32', device_name(default_device())
     print(f'{data}, {arch}, batches of {run.bs}, {kind}, on {device}, torch {torch.__version__}')
-    for method, name in dict(expected='plain', learned='MetaRisk()', paper='MetaRisk.paper()').items():
+    for method, name in dict(expected='plain', presumption='MetaRisk()', paper='MetaRisk.paper()').items():
         rate = throughput(replace(run, method=method), seconds, path, bf16)
         plain = plain or rate
         print(f'{name:18}{rate:9.2f} steps a second{plain / rate:8.2f} times plain'

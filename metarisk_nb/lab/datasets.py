@@ -20,6 +20,7 @@ from torch import nn
 
 from ..data import cifar10_arrays, data_path, fashion_classes
 from ..files import replacing
+from .drawn import shapes, table, topics
 from ..networks import cnn, mlp, resnet18_32
 from ..readers import checked_arrays
 
@@ -40,6 +41,13 @@ def _digits(path):
     d, order = load_digits(), np.random.default_rng(0).permutation(1797)
     x, y = d.images[order].astype(np.float32), d.target[order]
     return (x[:1400], y[:1400]), (x[1400:], y[1400:])
+
+def _digits_300(path):
+    "The first 300 of them, and the same test set"
+    (x, y), test = _digits(path)
+    return (x[:300], y[:300]), test
+
+def _drawn(draw, n): return lambda path: (draw(n, 1), draw(2000, 2))
 
 def _in_two(d): return tuple((d[f'{o}_x'], d[f'{o}_y']) for o in ('train', 'test'))
 
@@ -73,15 +81,18 @@ def _cifar10_cut(path):
 
 # %% ../../nbs/lab/datasets.ipynb #a4be7bcf
 cifar10_classes = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
-study_data = dict(digits=(_digits, [str(i) for i in range(10)]), fashion_mini=(_fashion, fashion_classes),
+_numbers = [str(i) for i in range(10)]
+study_data = dict(digits=(_digits, _numbers), digits_300=(_digits_300, _numbers), fashion_mini=(_fashion, fashion_classes),
+                  shapes=(_drawn(shapes, 1200), _numbers), topics=(_drawn(topics, 2000), _numbers), table=(_drawn(table, 3000), _numbers),
                   cifar10_cut=(_cifar10_cut, cifar10_classes), cifar10=(_cifar10, cifar10_classes)) # Name -> (arrays, classes)
 n_classes = 10 # Of all of them
+_shares = dict(digits=(1000/1400, 200/1400), digits_300=(2/3, 1/6), shapes=(.7, .15), topics=(.8, .1), table=(.8, .1))
 
 def split_shares(
     name, # As in `study_data`
 )->tuple: # Shares of train and of meta-validation; hyper-validation gets the rest
     "How the training images of a data set are split"
-    return (1000/1400, 200/1400) if name == 'digits' else (.9, .05)
+    return _shares.get(name, (.9, .05))
 
 human_kinds = 'aggre', 'random1', 'random2', 'random3', 'worse' # Sets of human labels in CIFAR-10N
 

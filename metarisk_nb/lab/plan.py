@@ -40,8 +40,10 @@ def study_runs(
 
 # %% ../../nbs/lab/plan.ipynb #aebc2222
 _sustained = .4 # Share of the data sheet's figure that training reaches
-_image = dict(digits=(1, 8, 8), fashion_mini=(1, 28, 28), cifar10_cut=(3, 16, 16), cifar10=(3, 32, 32))
-_n = dict(digits=1400, fashion_mini=12_000, cifar10_cut=12_000, cifar10=50_000) # Images before the split
+_image = dict(digits=(1, 8, 8), digits_300=(1, 8, 8), shapes=(3, 24, 24), topics=(1, 1, 300), table=(1, 1, 20),
+              fashion_mini=(1, 28, 28), cifar10_cut=(3, 16, 16), cifar10=(3, 32, 32))
+_n = dict(digits=1400, digits_300=300, shapes=1200, topics=2000, table=3000, # Images before the split
+          fashion_mini=12_000, cifar10_cut=12_000, cifar10=50_000)
 
 def times_plain(
     r:Run,

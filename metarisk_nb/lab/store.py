@@ -86,7 +86,8 @@ def flat_row(
     settings = {k if k.startswith('meta_') else f'meta_{k}': v for k, v in c['settings'].items()}
     flat = {k: v for k, v in c.items() if k != 'settings'} | dict(meta=' '.join(f'{k}={v}' for k, v in c['meta'].items()))
     rest = {k: rec.get(k) for k in ('seconds', 'skipped', 'steps_done', 'threads', 'device', 'data_mark', 'key')}
-    return {**flat, **rec['figures'], **_picked(rec['trace']), **rest, **settings}
+    taken = {k: rec[k] for k in ('harmful', 'guarded') if k in rec}
+    return {**flat, **rec['figures'], **_picked(rec['trace']), **rest, **taken, **settings}
 
 def curriculum_of(
     rec:dict, # Of a run whose method learns weights

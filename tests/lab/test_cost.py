@@ -83,5 +83,5 @@ def test_the_paper_setting_at_small_size(capsys):
 def test_overhead_of_a_run():
     o = overhead(Run(data="digits", noise=.4, steps=2000), turns=1, seconds=.2, threads=1)
     r = overhead_ratios(o)
-    assert len(r["time"]) == 3 and r["time"][1] == o["expected"]["rates"][0] / o["learned"]["rates"][0]
-    if o["learned"]["mb"] is not None: assert r["memory"] == o["learned"]["mb"] / o["expected"]["mb"] > 0
+    assert len(r["time"]) == 3 and r["time"][1] == o["expected"]["rates"][0] / o["presumption"]["rates"][0]
+    if o["presumption"]["mb"] is not None: assert r["memory"] == o["presumption"]["mb"] / o["expected"]["mb"] > 0
