@@ -837,6 +837,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'metarisk_nb/presumption.py'),
                                          'metarisk_nb.presumption.Presumption._feed': ( 'parts/presumption.html#presumption._feed',
                                                                                         'metarisk_nb/presumption.py'),
+                                         'metarisk_nb.presumption.Presumption._is_case': ( 'parts/presumption.html#presumption._is_case',
+                                                                                           'metarisk_nb/presumption.py'),
                                          'metarisk_nb.presumption.Presumption._judge': ( 'parts/presumption.html#presumption._judge',
                                                                                          'metarisk_nb/presumption.py'),
                                          'metarisk_nb.presumption.Presumption.guard': ( 'parts/presumption.html#presumption.guard',

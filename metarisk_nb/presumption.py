@@ -57,7 +57,8 @@ class Presumption(Curriculum):
     "Weights that are full until the evidence says that a place does harm to the validation risk; for targets that want the mean"
     memory,enough = .99,.4      # Of the evidence, per training step; weight of all evidence from which on there are judgements
     convict,release = .53,.42   # Shares of a place's samples against the validation gradient: weight falls above, comes back below
-    case,worst = .74,.25        # Share of all pull that goes against it, at this part of the batch at its worst end, that opens a case
+    case,worst = .68,.25        # Share of all pull that goes against it, at this part of the batch at its worst end, that opens a case,
+    sure = 5.                   # if more than half of the samples there go against it as well, by so many standard errors
     least = -8.                 # Logit of a place without weight
     width = .05                 # Part of the batch over which evidence is smoothed
     between = 4                 # Training steps from one piece of evidence of the last layer to the next
@@ -69,6 +70,7 @@ class Presumption(Curriculum):
     ):
         super().__init__(n, None, rate, floor=0., relax=0., warmup=0., patience=patience)
         self.doubt, self.gap, self.against, self.weighed, self.convicted = LabelDoubt(), Gap(), torch.zeros(n), 0., False
+        self._squares = 0.  # sum of the squared weights of all evidence
         self._pull = torch.zeros(2)  # of the worst places: that against the validation gradient, and all of it
         self.received, self.guarded, self.starving, self.told = None, 0, set(), set()
 
@@ -101,14 +103,19 @@ class Presumption(Curriculum):
         if not harm.isfinite().all(): return self._skip()
         self.failed, kept = 0, self.memory**steps
         self.against = self.against.to(harm).lerp((harm.sign() + 1) / 2, 1 - kept)
-        self.weighed = kept * self.weighed + 1 - kept
+        self.weighed, self._squares = kept * self.weighed + 1 - kept, kept**2 * self._squares + (1 - kept)**2
         worst = harm[:max(1, round(self.worst * len(harm)))]
         self._pull = self._pull.to(harm).lerp(torch.stack([worst.clamp(min=0).sum(), worst.abs().sum()]), 1 - kept)
         if self.gap.open and self.weighed > self.enough: self._judge(steps)
 
+    def _is_case(self):
+        n = max(1, round(self.worst * len(self.against)))
+        error = .5 * (self._squares / n)**.5 / self.weighed
+        return self.pull > self.case and float(self.against[:n].mean() / self.weighed) > .5 + self.sure * error
+
     def _judge(self, steps):
         s, logits = self.shares, self.reducer.logits
-        if not self.convicted: self.convicted = self.pull > self.case
+        if not self.convicted: self.convicted = self._is_case()
         if not self.convicted: return
         move = torch.where(s > self.convict, self.convict - s, (self.release - s).clamp(min=0))
         new = (logits + self.meta_lr * steps * (10 * move).clamp(-1, 1)).clamp(self.least, 0)
@@ -146,8 +153,9 @@ class Presumption(Curriculum):
         self._moved()
 
     def _extra(self):
-        return dict(against=self.against.detach().clone(), pull=self._pull.clone(), weighed=self.weighed, convicted=self.convicted,
-                    guarded=self.guarded, received=self.received, doubt=self.doubt.state_dict(), gap=self.gap.state_dict())
+        return dict(against=self.against.detach().clone(), pull=self._pull.clone(), squares=self._squares, weighed=self.weighed,
+                    convicted=self.convicted, guarded=self.guarded, received=self.received,
+                    doubt=self.doubt.state_dict(), gap=self.gap.state_dict())
     def state_dict(self):
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
         return dict(super().state_dict(), evidence=self._extra())
@@ -158,7 +166,7 @@ class Presumption(Curriculum):
         new, e = Presumption(self.reducer.n, self.meta_lr, self.patience), state['evidence']
         Curriculum.load_state_dict(new, state)
         new.__dict__.update({k: e[k] for k in ('against', 'weighed', 'convicted', 'guarded', 'received')})
-        new._pull = e['pull']
+        new._pull, new._squares = e['pull'], e['squares']
         new.doubt.load_state_dict(e['doubt'])
         new.gap.load_state_dict(e['gap'])
         self.__dict__.update(vars(new.to(self.reducer.logits)))
