@@ -28,7 +28,7 @@ def _runs_of(df, row):
     "The runs of one task, of any method, length and constant"
     want = Run(**bench_row(row))
     same = [k for k in ('data', 'arch', 'noise', 'shift', 'mom', 'lr', 'augment') if k in df]
-    opt = df.opt.fillna('sgd') if 'opt' in df else 'sgd'
+    opt = df.opt.where(df.opt.notna(), 'sgd')
     here = np.logical_and.reduce([df[k] == getattr(want, k) for k in same]) & (opt == want.opt)
     if want.noise: here &= df.noise_kind == want.noise_kind
     return df[here], want
@@ -73,7 +73,7 @@ def bench_table(
 )->pd.DataFrame: # A row per task: means, and for each other method the mean difference with the ends of its interval
     "The default against plain training and what is free, in points"
     df, rows = load_results('harmless', store), []
-    for kind in kinds:
+    for kind in kinds if len(df) else ():
         for row in harmless[kind]:
             c = contestants(df, row)
             one, plain = c[method], c['plain']

@@ -47,6 +47,24 @@ def test_numbers_that_no_longer_match_begin_anew():
     assert len(doubt.seen) == 4 and doubt.seen.isnan().tolist() == [True, False, False, True]
 
 
+def test_batches_that_are_noted_count_as_if_their_order_had_been_asked_for():
+    g, asked, noted = torch.Generator().manual_seed(0), LabelDoubt(), LabelDoubt()
+    for _ in range(3):
+        ids = torch.randperm(40, generator=g).split(10)
+        batches = [(torch.randn(10, 3, generator=g), torch.randint(0, 3, (10,), generator=g), i, 40) for i in ids]
+        for b in batches: d = asked(*b)
+        for b in batches[:3]: noted.note(*b)
+        assert torch.allclose(noted(*batches[3]), d, atol=1e-3)
+        assert torch.equal(asked.seen, noted.seen) and torch.allclose(asked.expected, noted.expected, atol=1e-5)
+
+
+def test_what_was_noted_of_another_data_set_is_forgotten():
+    doubt = LabelDoubt()
+    doubt.note(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([5, 9]), 10)
+    doubt(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([1, 2]), 4)
+    assert doubt.seen.isnan().tolist() == [True, False, False, True]
+
+
 # --- The last layer
 
 class TwoHeads(nn.Module):
@@ -150,6 +168,16 @@ def test_hard_samples_whose_strongest_pulls_help_are_no_case():
         against = torch.rand(100, generator=g) < cut(.3, harm=.65)
         c.update(0., torch.where(against, 1., -1.5))
     assert c.uniform and .5 < c.pull < .6 and c.shares[:20].min() > .53
+
+
+def test_a_case_needs_more_than_a_few_samples():
+    "The same shares of samples and of pull: 3 places of 12 are too few to be sure of, 25 of 100 are not"
+    def case(n):
+        c, g = Presumption(n), torch.Generator().manual_seed(3)
+        c.gap.open = True
+        for _ in range(200): c.update(0., torch.where(torch.rand(n, generator=g) < .6, 2., -1.), steps=4)
+        return c.convicted
+    assert case(100) and not case(12)
 
 
 def test_nothing_is_judged_before_the_gap_has_opened(): assert learned(cut(.4), open=False).uniform

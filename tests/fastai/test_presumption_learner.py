@@ -71,6 +71,23 @@ def test_without_a_gap_nothing_is_weighed():
     assert not learn.meta_risk.curriculum.gap.open and learn.meta_risk.uniform
 
 
+@pytest.mark.parametrize("where", ["nowhere", "predictions", "targets"])
+def test_a_step_without_work_rests_and_notes(where, monkeypatch):
+    "Unless the loss edits what it is given: then each step takes the long way, and what is noted is right"
+    def loss(pred, y):
+        if where == "predictions": pred.mul_(1.)
+        if where == "targets": y.mul_(1)
+        return F.cross_entropy(pred, y)
+    weighed, batch_losses = [], MetaRisk.batch_losses
+    monkeypatch.setattr(MetaRisk, "batch_losses", lambda self, *a, **k: weighed.append(self.n_step) or batch_losses(self, *a, **k))
+    learn = fit(noisy(MetaRisk(loss_func=lambda p, y: F.cross_entropy(p, y, reduction="none")), loss=loss), 4)
+    m, steps = learn.meta_risk, 4 * len(learn.dls.train)
+    m.curriculum.doubt.catch_up()
+    assert m.uniform and m.skipped == 0 and not m.curriculum.doubt.seen.isnan().any() and m.passes == pytest.approx(4)
+    assert len(weighed) < .4 * steps if where == "nowhere" else len(weighed) == steps
+    assert equal(state(learn), state(fit(noisy(loss=loss), 4)))
+
+
 # --- What 'auto' picks, and says
 
 def torch_loaders(n=200):

@@ -1,0 +1,44 @@
+"The default beside its rivals: what is chosen by whom, and what the store must hold for the table"
+import numpy as np
+import pandas as pd
+import pytest
+
+from metarisk_nb.lab.rivals import *
+from metarisk_nb.lab.scales import bench_row, harmless
+
+
+def runs(*rows):
+    "Results of the task with 50% uniform noise: (method, seed, steps, hyper_acc, test_balanced)"
+    base = dict(arch="mlp", noise_kind="uniform", shift="none", mom=.9, lr=.1, augment=False, opt=np.nan, **bench_row(dict(noise=.5)))
+    names = "method", "seed", "steps", "hyper_acc", "test_balanced"
+    return pd.DataFrame([{**base, **dict(zip(names, o)), "test_worst": 50., "test_calibration": 5.} for o in rows])
+
+
+ROWS = [("presumption", 0, 2000, 0, 83.), ("expected", 0, 2000, 60, 70.), ("expected", 0, 1000, 70, 80.), ("expected", 0, 500, 65, 82.),
+        ("gce", 0, 2000, 71, 81.), ("gce", 0, 2000, 72, 79.), ("elr", 0, 2000, 73, 84.)]
+
+
+def test_noisy_hyper_validation_chooses_and_the_test_set_does_not():
+    c = contestants(runs(*ROWS), dict(noise=.5))
+    assert {k: o.test_balanced.tolist() for k, o in c.items()} == dict(learned=[83], plain=[70], first=[], length=[80], GCE=[79], ELR=[84])
+
+
+def test_runs_of_another_task_do_not_count():
+    df = runs(*ROWS)
+    df = df.astype(dict(opt=object))
+    df.loc[0, "opt"], df.loc[1, "noise"] = "adam", .2
+    c = contestants(df, dict(noise=.5))
+    assert not len(c["learned"]) and not len(c["plain"]) and len(contestants(df, dict(noise=.5, opt="adam"))["learned"]) == 1
+
+
+def test_the_interval_is_students():
+    mean, lo, hi = student([1., 2., 4., 5.])
+    assert mean == 3 and hi - mean == pytest.approx(mean - lo) == pytest.approx(3.1824 * np.std([1, 2, 4, 5], ddof=1) / 2, abs=1e-3)
+
+
+def test_every_task_is_in_the_store_with_five_seeds():
+    t = bench_table()
+    assert t.task.tolist() == [task_name(o) for rows in harmless.values() for o in rows] and t.task.is_unique and (t.n >= 5).all()
+    assert t[["plain", "plain lo", "plain hi", "harmful"]].notna().all(axis=None) and (t.ELR.notna() == (t.kind == "noisy")).all()
+    words = bench_words(t)
+    assert len(words) == len(t) and words["minus the strongest of what is free"].astype(bool).tolist() == (t.kind == "noisy").tolist()
