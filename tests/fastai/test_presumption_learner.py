@@ -24,7 +24,7 @@ from metarisk_nb.presumption import Gap, Presumption
 @pytest.fixture
 def eager(monkeypatch):
     "The gap opens at once, any evidence opens a case, and weights move fast: what only weights that move can show shows in a few steps"
-    for k, v in dict(memory=.7, enough=0., case=-1., convict=.45, release=.1, between=1).items(): monkeypatch.setattr(Presumption, k, v)
+    for k, v in dict(memory=.7, enough=0., case=-1., sure=-1e9, convict=.45, release=.1, between=1).items(): monkeypatch.setattr(Presumption, k, v)
     monkeypatch.setattr(Gap, "look", lambda self, loss, augmented=False: setattr(self, "open", True))
     init = Presumption.__init__
     monkeypatch.setattr(Presumption, "__init__", lambda self, n, rate=.5, patience=20: init(self, n, .5, patience))
