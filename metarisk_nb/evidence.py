@@ -136,12 +136,14 @@ class Evidence(Arranging):
         return self.found is not None and not self.attends and alone and self.tame and self.curriculum.uniform
 
     def arrange(self, batch):
+        "As `Arranging.arrange`, after what this batch says of the task and of the gap"
         self.decide()
         self.tame, self.scale = self.tame and not self.given.edited, batch.scale
         self.curriculum.gap.train(batch.values.detach().mean())
         return super().arrange(batch)
 
     def note(self):
+        "As `Arranging.note`; the batch is counted, and its loss is one of those before the next look"
         super().note()
         self.count()
         self.curriculum.gap.train(bare(self.learn.loss.detach()) / self.scale)
