@@ -50,7 +50,7 @@ class Arranging(Learned):
     def _by_loss(self):
         return self.picked('rank') == 'loss' or not single_label(self.pred, *self.given.y)  # samples of MixUp have two labels
 
-    def _told(self):
+    def _observed(self):
         "What a `LabelDoubt` wants to know of this batch"
         dl, ids = undivided(self.dls.train), None
         if self.picked('rank') == 'history': ids = self._numbers(dl, len(self.given.y[0]))
@@ -62,12 +62,12 @@ class Arranging(Learned):
     )->Tensor: # Positions, that of the worst sample first
         "The order in which the samples of the batch take their places"
         if self._by_loss(): return self.curriculum.order(batch.values)
-        pred, y, *numbers = self._told()
+        pred, y, *numbers = self._observed()
         return self.curriculum.order(batch.values, y, pred, *numbers)
 
     def note(self):
         "Remember what the network makes of this batch, whose order nobody asks for"
-        if not self._by_loss(): self.curriculum.doubt.note(*self._told())
+        if not self._by_loss(): self.curriculum.doubt.note(*self._observed())
 
     def _numbers(self, dl, n):
         was, now = self.curriculum.doubt.seen, len(dl.dataset)

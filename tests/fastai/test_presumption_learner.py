@@ -229,6 +229,16 @@ def test_bfloat16(method, eager):
     assert learn.meta_risk.skipped == 0 and not learn.meta_risk.uniform and all(o.isfinite().all() for o in state(learn))
 
 
+def test_no_half_of_the_callback_takes_a_name_that_another_one_has():
+    "A method in one class and a mark in another: whoever sets the mark hides the method"
+    kinds = {}
+    for c in MetaRisk.__mro__:
+        if c.__module__.startswith("metarisk_nb"):
+            for k, v in vars(c).items():
+                if not k.startswith("__"): kinds.setdefault(k, set()).add(callable(v) or isinstance(v, (property, classmethod)))
+    assert not [k for k, v in kinds.items() if len(v) > 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32])
 def test_labels_of_any_whole_numbers(dtype, eager):
     learn = learner(MetaRisk(), loss=lambda p, y: F.cross_entropy(p, y.long()))
