@@ -245,8 +245,9 @@ class MetaRisk(MetaSteps):
     def new_curriculum(self, n):
         "A curriculum with this callback's settings"
         if not self.presumes: return super().new_curriculum(n)
-        new = Presumption(n, patience=self.patience)
-        new.gap.open = self.meta_dl is not None  # data that were picked to judge by need no comparison with the training data
+        a_pass = self.pass_size / n if self.pass_size else 100  # steps
+        new = Presumption(n, patience=self.patience, memory=min(max(50, a_pass), 100))
+        if self.meta_dl is not None: new.gap.open, new.left = True, float('inf')  # data picked to judge by: there is no trial to wait for
         return new
 
     def before_fit(self):
@@ -279,10 +280,10 @@ class MetaRisk(MetaSteps):
         batch = self.batch_losses(shielded=not self.uniform)
         c = self.curriculum_for(batch.values)
         self.count()
-        order = self.arrange(batch) if self.presumes else None
-        if self.presumes and self.attends: self.gather(batch, order, due)
+        placed = dict(places=self.arrange(batch)) if self.presumes else {}
+        if self.presumes and self.attends: self.gather(batch, due=due, **placed)
         elif due: self.meta_step(batch)
-        if not c.uniform: self.learn.loss_grad = c.weigh(batch.values, order, batch.scale)  # else the Learner's own loss, to the last bit
+        if not c.uniform: self.learn.loss_grad = c.weigh(batch.values, scale=batch.scale, **placed)  # else the Learner's own
     def after_batch(self):
         super().after_batch()
         self._drop_inputs()

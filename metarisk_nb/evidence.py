@@ -72,6 +72,7 @@ class Evidence(Arranging):
     "A callback that can learn by presumption of innocence: it gathers evidence about the places of the sorted batch"
     _stateattrs = (*Arranging._stateattrs, 'head', '_target')
     head = _target = _counts = None
+    _trained = None      # parameters that were trained in the last fit: where they are others, there is another trial
     _asked_at = None     # step of the last evidence in this epoch
     attends = True       # does this step bring evidence?
     tame = True          # does the loss leave as it is what it is given?
@@ -81,6 +82,9 @@ class Evidence(Arranging):
     def before_fit(self):
         super().before_fit()
         self.head = self.found = None  # model and loaders may be others than in the last fit
+        trained = sum(p.requires_grad for p in self.model.parameters())
+        if self.curriculum and self.presumes and self._trained not in (None, trained): self.curriculum.new_trial()
+        self._trained = trained
     def before_train(self):
         super().before_train()
         if self.presumes and not self.epoch:
@@ -121,12 +125,16 @@ class Evidence(Arranging):
     def _moved(self): return self.n_step != self.last_step  # the first batch, or the optimizer has stepped since
     def _due(self):
         lacking = self.head is not None and self.head.found is not None and self._target is None
-        return self._moved() and (lacking or self.n_step % self.every == 0) and (not self.curriculum or self.curriculum.willing)
+        return self._moved() and (lacking or self.n_step % self.every == 0) and self._open_to_evidence()
+    def _open_to_evidence(self):
+        c = self.curriculum
+        return c is None or c.willing and not (self.presumes and c.acquitted)
 
     def attend(self):
-        "Decide whether this step brings evidence, and listen to it; before the gap is ajar, there are only looks"
+        "Decide whether this step brings evidence, and listen to it: only looks before the gap is ajar, and nothing after a verdict"
         c, known = self.curriculum, self.found is not None
-        self.attends = not known or self._due() or self._moved() and (c.gap.ajar or c.gap.open) and self.n_step % c.between == 0
+        wanted = known and self._open_to_evidence() and (c.gap.ajar or c.gap.open)
+        self.attends = not known or self._due() or wanted and self._moved() and self.n_step % c.between == 0
         if self.attends: self.listen()
 
     @property
@@ -150,16 +158,16 @@ class Evidence(Arranging):
 
     def gather(self,
         batch,    # The training batch's `BatchLosses`
-        order,    # As `arrange` gives it
+        places,   # As from `arrange`
         due:bool, # Is it time for a look at validation data?
     ):
         "Evidence from this batch"
         c = self.curriculum
-        if due: self.look(batch, order)
-        if self.head and self._target and (c.gap.ajar or c.gap.open): self._testify(batch, order)
-        if not c.uniform and single_label(self.pred, *self.given.y): c.guard(self.labels(), order)
+        if due: self.look(batch, places)
+        if self.head and self._target and (c.gap.ajar or c.gap.open): self._testify(batch, places)
+        if not c.uniform and single_label(self.pred, *self.given.y): c.guard(self.labels(), places)
 
-    def look(self, batch, order):
+    def look(self, batch, places):
         "Look at a validation batch: is there a gap, and where does the validation gradient point?"
         xv, yv = of_class(self.batches.valid_apart(self.drawn), self.xb)
         seed = (1_000_003 * self.seed + self.n_step) % 2**31
@@ -173,7 +181,7 @@ class Evidence(Arranging):
         self.curriculum.gap.look(loss, self.augmented)
         self._value = value
         if self.head: self.drawn += 1  # `meta_step` counts its own
-        elif self.curriculum.gap.open: self.ask(batch, order)
+        elif self.curriculum.gap.open: self.ask(batch, places)
 
     def _measure(self, xv, measured, seed):
         model = unwrapped(self.model)
@@ -190,7 +198,7 @@ class Evidence(Arranging):
         self._counts = n
         return class_weights(y, n).to(l).dot(l)
 
-    def _testify(self, batch, order):
+    def _testify(self, batch, places):
         p = self.head.found.weight
         target, square = self._target, second_moments(self.opt, p)
         if square is not None: target = target[0] / (square.sqrt() + 1e-8), target[1]
@@ -198,13 +206,11 @@ class Evidence(Arranging):
         a = gathered(self.head.alignments(own_part(batch.values, group), target), group)
         c, last = self.curriculum, self._asked_at
         self._asked_at = self.n_step
-        if len(a) == self.reducer.n: c.update(self._value, -a[order], c.between if last is None else self.n_step - last)
+        c.update(self._value, -a, c.between if last is None else self.n_step - last, places)
 
-    def ask(self, batch, order):
-        "Evidence by an exact hypergradient: for the places by today's loss, then by our order"
+    def ask(self, batch, places):
+        "Evidence by an exact hypergradient, which sorts by today's loss"
         by_loss = batch.values.detach().argsort(descending=True, stable=True)
-        w = torch.empty_like(self.curriculum.weights).scatter(0, order, self.curriculum.weights) if len(order) == self.reducer.n else None
-        if w is None: return
-        with self.batches.own(), self._precision():
-            value, harm = self._hypergradient(batch, Places(w[by_loss].to(batch.values.dtype)))
-        self.curriculum.update(value, torch.empty_like(harm).scatter(0, by_loss, harm)[order], self.every)
+        w = self.curriculum.weights_at(places)[by_loss]
+        with self.batches.own(), self._precision(): value, harm = self._hypergradient(batch, Places(w.to(batch.values.dtype)))
+        self.curriculum.update(value, harm, self.every, places[by_loss])

@@ -11,7 +11,7 @@ from metarisk_nb.evidence import Places, class_weights
 from metarisk_nb.head import LastLinear
 from metarisk_nb.hypergrad import hypergradient
 from metarisk_nb.losses import gce_loss, mae_loss
-from metarisk_nb.order import LabelDoubt
+from metarisk_nb.order import LabelDoubt, Population
 from metarisk_nb.presumption import Gap, Presumption
 from metarisk_nb.risk import CVaR, ExpectedValue
 
@@ -63,6 +63,33 @@ def test_what_was_noted_of_another_data_set_is_forgotten():
     doubt.note(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([5, 9]), 10)
     doubt(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([1, 2]), 4)
     assert doubt.seen.isnan().tolist() == [True, False, False, True]
+
+
+# --- The population
+
+def test_a_batch_ranks_among_the_last_ones():
+    p = Population(4)
+    assert p.rank(torch.tensor([3., 1, 2, 0])).tolist() == [1 / 8, 5 / 8, 3 / 8, 7 / 8]  # nothing else is known: its own order
+    assert p.rank(torch.tensor([9., 9, 9, 9])).tolist() == [4 / 16] * 4  # equal numbers share a place
+    for _ in range(20): p.rank(torch.full((4,), 5.))
+    assert len(p.known) == 64 and p.rank(torch.tensor([6., float("nan"), -torch.inf])).tolist() == pytest.approx([1.5 / 64, .5 / 64, 1 - .5 / 64])
+
+
+def test_a_batch_with_many_wrong_labels_loses_more_weight():
+    "Places are those of the population: of 100 samples, whatever the batch, those beyond the cut lose their weight"
+    c, g = learned(cut(.4)), torch.Generator().manual_seed(1)
+    def batch(wrong): return torch.where(torch.arange(100) < wrong, 5., 0.) + torch.rand(100, generator=g)
+    for _ in range(16): c.places(batch(40))
+    got = [float(c.weights_at(c.places(batch(n))).sum()) for n in (30, 40, 50)]
+    assert got[0] > 1.1 and got[1] == pytest.approx(1, abs=.04) and got[2] < .9
+    assert c.weights_at(c.places(batch(20)[:50])).sum() == pytest.approx(2 * 30 / 60, abs=.05)  # a batch of another size
+
+
+def test_weights_by_place_are_those_of_the_sorted_batch():
+    c, l = learned(cut(.4)), torch.rand(100, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(c.places(l).sort().values, torch.arange(100)) and c.order(l).tolist() == l.argsort(descending=True).tolist()
+    c.population.known = None
+    assert c.weigh(l, scale=3., places=c.places(l)).item() == pytest.approx(c.weigh(l, scale=3.).item(), rel=1e-5)
 
 
 # --- The last layer
@@ -167,7 +194,7 @@ def test_hard_samples_whose_strongest_pulls_help_are_no_case():
     for _ in range(600):
         against = torch.rand(100, generator=g) < cut(.3, harm=.65)
         c.update(0., torch.where(against, 1., -1.5))
-    assert c.uniform and .5 < c.pull < .6 and c.shares[:20].min() > .53
+    assert c.uniform and .5 < c.case.pull < .6 and c.case.shares[:20].min() > .53
 
 
 def test_a_case_needs_more_than_a_few_samples():
@@ -181,6 +208,31 @@ def test_a_case_needs_more_than_a_few_samples():
 
 
 def test_nothing_is_judged_before_the_gap_has_opened(): assert learned(cut(.4), open=False).uniform
+
+
+def test_a_verdict_is_given_once():
+    "No case soon after the gap has opened: then there is none, whatever a network makes of its training data later"
+    right = torch.linspace(.55, .2, 100)
+    assert not learned(right, steps=60).acquitted
+    c = learned(right, steps=120)
+    assert c.acquitted
+    for _ in range(200): c.update(0., cut(.4) - .5)
+    assert c.case.made and c.uniform and not c.convicted
+    c.new_trial()
+    assert not c.acquitted and not c.gap.open
+    c.gap.open = True
+    for _ in range(200): c.update(0., cut(.4) - .5)
+    assert c.convicted and c.harmful > .3
+
+
+def test_what_is_evident_waits_for_no_gap():
+    def judged(passes, harm):
+        c, g = Presumption(100), torch.Generator().manual_seed(0)
+        c.passes = passes
+        for _ in range(300): c.update(0., (torch.rand(100, generator=g) < cut(.4, harm=harm)).float() - .5)
+        return c
+    assert judged(4., .97).harmful == pytest.approx(.4, abs=.05)
+    assert judged(3., .97).uniform and judged(4., .8).uniform
 
 
 def test_weight_falls_gradually_and_comes_back():
@@ -201,7 +253,7 @@ def test_evidence_every_few_steps_counts_for_all_of_them():
 def test_evidence_that_is_not_finite_is_skipped_and_counted():
     c = Presumption(4)
     with pytest.warns(UserWarning, match="not finite"): c.update(0., torch.tensor([1., float("nan"), 0., 0.]))
-    assert c.skipped == 1 and c.weighed == 0 and c.uniform
+    assert c.skipped == 1 and c.case.weight == 0 and c.uniform
 
 
 def test_a_class_that_is_about_to_starve_is_fed():
@@ -238,7 +290,7 @@ def test_saved_and_loaded():
     new = Presumption(100)
     new.load_state_dict(torch.load(f, weights_only=True))
     for o in (c, new): o.update(0., cut(.4) - .5)
-    assert torch.equal(c.weights, new.weights) and torch.equal(c.shares, new.shares) and new.gap.open and new.convicted
+    assert torch.equal(c.weights, new.weights) and torch.equal(c.case.shares, new.case.shares) and new.gap.open and new.convicted
     assert torch.equal(c.doubt.seen.nan_to_num(-1), new.doubt.seen.nan_to_num(-1)) and torch.equal(c.received, new.received)
     with pytest.raises(ValueError, match="first edition"): new.load_state_dict(Curriculum(100, None).state_dict())
     assert torch.equal(c.weights, new.weights)
