@@ -7,6 +7,7 @@ __all__ = ['targets', 'harmless', 'hurt', 'scales', 'gpus', 'bench_row']
 
 # %% ../../nbs/lab/scales.ipynb #11768d0f
 _fashion, _cut = dict(data='fashion_mini', steps=2000), dict(data='cifar10_cut', arch='cnn', steps=3000)
+_digits = dict(data='digits', steps=600)
 targets = ['expected', 'cvar', 'icvar', 'human', 'meanvar', 'trimmed'] # Rows of Table 3, each with the paper's parameter
 _by_hand = ['expected', 'batch', 'warm']                               # Columns of Table 3 beside the learned one
 _no_clean = ['expected', 'learned', 'gce', 'label_smoothing', 'coteaching']
@@ -83,7 +84,8 @@ scales = dict(
                _shift | dict(clean_valid=True, method=['joined', 'finetuned'])],
         fails=[_short | dict(method='expected'), _short | dict(meta=_barer),
                _all_of_cifar | dict(method='expected'), _all_of_cifar | dict(meta=[{}, _bare | dict(every=20)])],
-        harmless=_harmless(), human=_human()),
+        harmless=_harmless(), human=_human(),
+        cooled=[dict(o, seeds=5, objective=targets, method=[*_by_hand, 'learned']) for o in (_fashion, _digits)]),
     paper=dict(risk=[dict(_paper, seeds=5, objective=targets, method=_by_hand + _full)],
                noise=[*_noise(_paper), _paper | _clean | dict(seeds=5, valid_share=.02, method=['expected', *_full]),
                       _paper | _clean | dict(seeds=5, valid_share=.02, noise=.5, method='clean_only')]),

@@ -2,9 +2,13 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+import torch.nn.functional as F
 
+from metarisk_nb.lab.methods import best_temperature
 from metarisk_nb.lab.rivals import *
 from metarisk_nb.lab.scales import bench_row, harmless
+from metarisk_nb.risk import as_risk
 
 
 def runs(*rows):
@@ -42,3 +46,21 @@ def test_every_task_is_in_the_store_with_five_seeds():
     assert t[["plain", "plain lo", "plain hi", "harmful"]].notna().all(axis=None) and (t.ELR.notna() == (t.kind == "noisy")).all()
     words = bench_words(t)
     assert len(words) == len(t) and words["minus the strongest of what is free"].astype(bool).tolist() == (t.kind == "noisy").tolist()
+
+
+@pytest.mark.parametrize("risk", ["expected", "cvar", "meanvar", "trimmed"])
+def test_the_best_temperature_is_found_whatever_the_scale_of_the_outputs(risk):
+    g, risk = torch.Generator().manual_seed(0), as_risk(risk)
+    z = 2 * torch.randn(4000, 5, generator=g)
+    y = z.softmax(1).multinomial(1, generator=g)[:, 0]
+    t, grid = best_temperature(z, y, risk), torch.linspace(.2, 6, 200)
+    by_hand = grid[torch.stack([risk(F.cross_entropy(z / o, y, reduction="none")) for o in grid]).argmin()].item()
+    assert t == pytest.approx(by_hand, abs=.05) and best_temperature(3 * z, y, risk) == pytest.approx(3 * t, rel=.02)
+    if str(risk) == str(as_risk("expected")): assert t == pytest.approx(1, abs=.06)  # the labels were drawn from these very outputs
+
+
+def test_risks_are_compared_after_their_temperatures():
+    t = cooled_table()
+    assert len(t) == 12 and (t.n >= 5).all() and t.notna().all(axis=None)
+    raw = cooled_table(column="test_risk")
+    assert (t.learned <= raw.learned * 1.02).mean() > .8  # a temperature of the validation data lowers the test risk
