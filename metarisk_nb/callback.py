@@ -246,9 +246,7 @@ class MetaRisk(MetaSteps):
         "A curriculum with this callback's settings"
         if not self.presumes: return super().new_curriculum(n)
         a_pass = self.pass_size / n if self.pass_size else 100  # steps
-        new = Presumption(n, patience=self.patience, memory=min(max(50, a_pass), 100))
-        if self.meta_dl is not None: new.gap.open, new.left = True, float('inf')  # data picked to judge by: there is no trial to wait for
-        return new
+        return Presumption(n, patience=self.patience, memory=min(max(50, a_pass), 100), trusted=self.meta_dl is not None)
 
     def before_fit(self):
         super().before_fit()

@@ -130,15 +130,18 @@ class Presumption(Curriculum):
         rate=.05,     # Most that a logit moves per training step
         patience=20,  # Pieces of evidence in a row that are not finite until there are no more
         memory=100,   # As in `Case`
+        trusted=False # Were the validation data picked to judge by? Then nobody waits for a gap, and there is no last verdict
     ):
         super().__init__(n, None, rate, floor=0., relax=0., warmup=0., patience=patience)
+        self.trusted = trusted
         self.doubt, self.population, self.case = LabelDoubt(), Population(n), Case(n, memory)
         self.new_trial()
         self.received, self.guarded, self.starving, self.told = None, 0, set(), set()
 
     def new_trial(self):
         "Wait for another gap, and judge again; where there is another task"
-        self.gap, self.left, self.convicted = Gap(), 2 * self.pieces, False
+        self.gap, self.left, self.convicted = Gap(), math.inf if self.trusted else 2 * self.pieces, False
+        self.gap.open = self.trusted
 
     @property
     def between(self)->int:
@@ -246,7 +249,7 @@ class Presumption(Curriculum):
         "Go on from a saved state; one that does not fit changes nothing"
         if 'evidence' not in state:
             raise ValueError('state lacks evidence: it is of the first edition, go on with MetaRisk.first_edition()')
-        new, e = Presumption(self.reducer.n, self.meta_lr, self.patience), state['evidence']
+        new, e = Presumption(self.reducer.n, self.meta_lr, self.patience, trusted=self.trusted), state['evidence']
         Curriculum.load_state_dict(new, state)
         new.__dict__.update({k: e[k] for k in ('convicted', 'left', 'guarded', 'received')})
         new.population.known = e['population']

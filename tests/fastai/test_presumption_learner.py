@@ -28,7 +28,7 @@ def eager(monkeypatch):
     for k, v in dict(convict=.45, release=.1).items(): monkeypatch.setattr(Presumption, k, v)
     monkeypatch.setattr(Gap, "look", lambda self, loss, augmented=False: setattr(self, "open", True))
     init = Presumption.__init__
-    monkeypatch.setattr(Presumption, "__init__", lambda self, n, rate=.5, patience=20, memory=3: init(self, n, .5, patience, 3))
+    monkeypatch.setattr(Presumption, "__init__", lambda self, n, rate=.5, memory=3, **kwargs: init(self, n, .5, memory=3, **kwargs))
 
 
 def noisy(cbs=None, share=.4, n=300, n_valid=200, seed=0, **kwargs):
@@ -121,6 +121,9 @@ def test_data_picked_to_judge_by_are_always_asked(monkeypatch):
     learn = noisy(None, share=0., n=600)
     learn.add_cb(MetaRisk(meta_dl=learn.dls.valid))
     assert max(evidence_of(learn, monkeypatch, 12)) > 350 and not learn.meta_risk.curriculum.acquitted
+    learn.model[0].bias.requires_grad_(False)
+    fit(learn, 1)
+    assert learn.meta_risk.curriculum.gap.open  # they are trusted in another trial as well
 
 
 @pytest.mark.parametrize("n,memory", [(200, 50), (1600, 80), (3000, 100)])
