@@ -114,8 +114,10 @@ def cooled_table(
 )->pd.DataFrame: # A row per data set and target: percent by which the learned run is above each other one, with the ends of its interval
     "A learned risk against risks made by hand, each with its best temperature; below zero the learned one is better"
     rows = []
-    for (data, target), df in load_results('cooled', store).groupby(['data', 'objective'], sort=False):
+    df = load_results('cooled', store)
+    for (data, target), df in df.groupby(['data', 'objective']) if len(df) else ():
         by = {m: o.set_index('seed')[column] for m, o in df.groupby('method')}
+        if not {'learned', *_made_by_hand} <= set(by): continue
         row = dict(data=data, target=target, n=len(by['learned']), learned=by['learned'].mean())
         for m, name in _made_by_hand.items():
             row.update(zip((name, f'{name} lo', f'{name} hi'), student(100 * (by['learned'] - by[m]).dropna() / by[m].mean())))
