@@ -113,9 +113,8 @@ def cooled_table(
     column='test_cooled', # What to compare: the target risk after a temperature, or 'test_risk' without one
 )->pd.DataFrame: # A row per data set and target: percent by which the learned run is above each other one, with the ends of its interval
     "A learned risk against risks made by hand, each with its best temperature; below zero the learned one is better"
-    rows = []
-    df = load_results('cooled', store)
-    for (data, target), df in df.groupby(['data', 'objective']) if len(df) else ():
+    results, rows = load_results('cooled', store), []
+    for (data, target), df in results.groupby(['data', 'objective']) if len(results) else ():
         by = {m: o.set_index('seed')[column] for m, o in df.groupby('method')}
         if not {'learned', *_made_by_hand} <= set(by): continue
         row = dict(data=data, target=target, n=len(by['learned']), learned=by['learned'].mean())
