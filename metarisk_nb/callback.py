@@ -182,7 +182,7 @@ class MetaRisk(MetaSteps):
 
     The defaults of `rule='merit'` were chosen with `scripts/search_default.py` on the hyper-validation splits of scikit-learn's digits,
     Fashion-MNIST and CIFAR-10, with 0 to 50% wrong labels, and for CVaR, inverted CVaR and trimmed targets; lesson 08 has the figures.
-    Those of 'presumption' stand in `Presumption`; they were set on one to three seeds of some of the tasks in `lab.scales.harmless`."""
+    Those of 'presumption' stand in `Presumption`; they were set on up to five seeds of some of the tasks in `lab.scales.harmless`."""
     patience = 20  # meta-gradients in a row that are not finite until there are no more meta-steps
     def __init__(self,
         risk='expected',   # Target risk: a Risk, a name as in `as_risk`, or a function of the losses
