@@ -38,7 +38,7 @@ def noisy_labels(
     y:Tensor,       # n labels 0 ... n_classes-1, left unchanged
     rate:float,     # Share of the labels to change, in [0, 1]
     n_classes:int,  # Number of classes
-    kind='uniform', # 'uniform': drawn anew over all classes (the paper's way); 'pairflip': the next class; 'classwise': every second's
+    kind='uniform', # 'uniform': redrawn over all classes (the paper's way); 'pairflip': the next class; 'classwise': every second's
     seed=0,         # Which labels, and to what
 )->Tensor:          # n labels
     "`y` with a share `rate` of its labels changed (paper, section 4.2); ValueError for another rate or kind"

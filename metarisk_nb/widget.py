@@ -175,7 +175,7 @@ def _label(run, but=()):
     "A run in a few words; not what all runs share"
     pct = lambda k, what: f'{100 * run[k]:g}% {what}' if run[k] else ''
     words = {k: run[k] for k in ('study', 'data', 'objective', 'method')} | dict(
-        meta=' '.join(f'{k}={v}' for k, v in run['meta'].items()), noise=pct('noise', 'labels drawn anew'),
+        meta=' '.join(f'{k}={v}' for k, v in run['meta'].items()), noise=pct('noise', 'labels redrawn'),
         clean_valid='clean validation' * run['clean_valid'], valid_share=pct('valid_share', 'of the data for it'),
         shift=f"{run['shift']} shift" * (run['shift'] != 'none'), seed=f"seed {run['seed']}")
     return ', '.join(v for k, v in words.items() if v and k not in but)
@@ -292,7 +292,7 @@ class NoiseLab(WidgetView):
         s, w, m = self.scores, self.wrong, self.method.value
         n = lambda v: f'{np.mean(v):.1f}% ({len(v)} runs)'
         each = ', '.join(f'{k} {n(v)}' for k, v in s.items())
-        says = f'{self.data.value}, {100 * self.rate.value:g}% of labels drawn anew. {each}. '
+        says = f'{self.data.value}, {100 * self.rate.value:g}% of labels redrawn. {each}. '
         if w is None: return says + f'There is no run of {m} here.'
         half = 100 * w[:, :w.shape[1] // 2].mean(1)
         return says + (f'{m}: of the labels in the worse half of the losses {half[0]:.0f}% are wrong early in training '

@@ -33,7 +33,7 @@ except KeyboardInterrupt:
 
 def options():
     o = argparse.ArgumentParser(description=__doc__)
-    o.add_argument("--noise", type=float, default=.5, help="share of the training labels drawn anew, in [0, 1)")
+    o.add_argument("--noise", type=float, default=.5, help="share of the training labels redrawn, in [0, 1)")
     o.add_argument("--steps", type=int, default=2000, help="training steps, rounded up to whole epochs of 108")
     o.add_argument("--seed", type=int, default=0)
     o.add_argument("--out", default="demo.png", type=Path, help="where to save the picture")

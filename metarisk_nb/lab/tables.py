@@ -214,7 +214,7 @@ def headlines(
     t, names = four_tables(data, store), dict(cvar='CVaR', human='human-aligned risk', meanvar='mean-variance', trimmed='trimmed risk')
     rows = [(t['Table 3'], paper_risk, f'risk: {names[o]}', o, min) for o in names]
     for k, paper, more in ((6, paper_noise, ''), (5, paper_clean, ', clean validation')):
-        rows += [(t[f'Table {k}'], paper, f'accuracy, {100*o:.0f}% of labels drawn anew{more}', o, max) for o in paper if o or k == 6]
+        rows += [(t[f'Table {k}'], paper, f'accuracy, {100*o:.0f}% of labels redrawn{more}', o, max) for o in paper if o or k == 6]
     return pd.DataFrame([_headline(v, table, *rest) for (table, v, _), *rest in rows if rest[2] in v.index])
 
 def as_markdown(
