@@ -72,7 +72,7 @@ class Evidence(Arranging):
     "A callback that can learn by presumption of innocence: it gathers evidence about the places of the sorted batch"
     _stateattrs = (*Arranging._stateattrs, 'head', '_target')
     head = _target = _counts = None
-    _trained = None      # parameters that were trained in the last fit: where they are others, there is another trial
+    _trained = None      # which parameters were trained in the last fit? Where they are others, there is another trial
     _asked_at = None     # step of the last evidence in this epoch
     attends = True       # does this step bring evidence?
     tame = True          # does the loss leave as it is what it is given?
@@ -82,7 +82,7 @@ class Evidence(Arranging):
     def before_fit(self):
         super().before_fit()
         self.head = self.found = None  # model and loaders may be others than in the last fit
-        trained = sum(p.requires_grad for p in self.model.parameters())
+        trained = [p.requires_grad for p in self.model.parameters()]
         if self.curriculum and self.presumes and self._trained not in (None, trained): self.curriculum.new_trial()
         self._trained = trained
     def before_train(self):
