@@ -136,7 +136,8 @@ def picture(o, learn, scores):
     if wrong:
         axs[0].axvspan(0, wrong, color="crimson", alpha=.07, lw=0)
         axs[0].text(wrong / 2, .97 * axs[0].get_ylim()[1], f"{wrong:.0f}% of the labels are wrong", ha="center", va="top", color="crimson")
-    axs[0].legend(title="training step", frameon=False, loc="upper right" if wrong < 25 else "center left")
+    where = dict(loc="upper right") if wrong < 25 else dict(loc="lower left", bbox_to_anchor=(.02, .03))  # clear of the uniform line
+    axs[0].legend(title="training step", frameon=False, ncols=2, fontsize=9, **where)
     plot_scores(scores, axs[1], title="Accuracy on clean test images")
     return fig
 
