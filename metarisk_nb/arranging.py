@@ -33,7 +33,7 @@ class Arranging(Learned):
     def decide(self):
         "Say what 'auto' means for this task and loader"
         if self.found is not None: return
-        classes = single_label(self.pred, *self.given.y)
+        classes = self._has_classes()
         numbered = sample_numbers(undivided(self.dls.train), self.iter, len(self.given.y[0])) if classes else None
         rank = 'loss' if not classes else 'class' if numbered is None else 'history'
         if self.rank not in ('auto', 'loss') and not classes:
@@ -47,8 +47,8 @@ class Arranging(Learned):
         y = self.given.y[0].flatten().long()
         return gathered(y.masked_fill(y == getattr(self.plain_loss, 'ignore_index', -100), -1), process_group(self.model))
 
-    def _by_loss(self):
-        return self.picked('rank') == 'loss' or not single_label(self.pred, *self.given.y)  # samples of MixUp have two labels
+    def _has_classes(self): return single_label(self.pred, *self.given.y)  # samples of MixUp have two labels
+    def _by_loss(self): return self.picked('rank') == 'loss' or not self._has_classes()
 
     def _observed(self):
         "What a `LabelDoubt` wants to know of this batch"
@@ -61,7 +61,7 @@ class Arranging(Learned):
         batch, # The training batch's `BatchLosses`
     )->Tensor: # As from `Presumption.places`
         "The places that the samples of the batch take"
-        if self._by_loss(): return self.curriculum.places(batch.values)
+        if self._by_loss(): return self.curriculum.places(batch.values, self.labels() if self._has_classes() else None)
         pred, y, *numbers = self._observed()
         return self.curriculum.places(batch.values, y, pred, *numbers)
 

@@ -107,7 +107,7 @@ class Curriculum:
         self.passes, self.skipped, self.failed, self.value = 0., 0, 0, float('nan')
         self._moved()
 
-    guarded = 0  # steps in which the weights were drawn towards uniform, so that no class would starve
+    guarded = 0  # steps in which a class was about to starve
 
     def _moved(self):
         "Keep today's weights, which change in updates only"

@@ -15,7 +15,7 @@ from .arranging import Arranging
 from .batches import of_class
 from .head import LastLinear
 from .loaders import augments
-from .losses import bare, single_label, tensors
+from .losses import bare, tensors
 from .passes import Snapshot, copied, seeded
 from .processes import gathered, process_group, unwrapped
 from .risk import rebin
@@ -74,6 +74,7 @@ class Evidence(Arranging):
     head = _target = _counts = None
     _trained = None      # which parameters were trained in the last fit? Where they are others, there is another trial
     _asked_at = None     # step of the last evidence in this epoch
+    _named = frozenset() # classes that a warning has named
     attends = True       # does this step bring evidence?
     tame = True          # does the loss leave as it is what it is given?
     scale = 1.           # of the Learner's own loss, as in `BatchLosses`
@@ -93,11 +94,11 @@ class Evidence(Arranging):
     def after_train(self):
         super().after_train()
         c = self.curriculum
-        if not self.presumes or c is None or not (new := sorted(c.starving - c.told)): return
-        c.told.update(new)
+        if not self.presumes or c is None or not (new := sorted(c.classes.starving - self._named)): return
+        self._named = self._named | {*new}
         vocab = getattr(self.dls, 'vocab', None) or range(1 + max(new))
         names = ', '.join(str(vocab[i]) for i in new)
-        warn(f'{self.name}: the weights drifted away from {names}, so they were drawn towards uniform (see .guarded)')
+        warn(f'{self.name}: {names} lost most of their weight, so their labels are given the benefit of the doubt (see .guarded)')
 
     def _may_listen(self):
         return self.presumes and self.n_inner == 1 and self.picked('method') in ('auto', 'head') and self.asked is None
@@ -165,7 +166,7 @@ class Evidence(Arranging):
         c = self.curriculum
         if due: self.look(batch, places)
         if self.head and self._target and (c.gap.ajar or c.gap.open): self._testify(batch, places)
-        if not c.uniform and single_label(self.pred, *self.given.y): c.guard(self.labels(), places)
+        if not c.uniform and self._has_classes(): c.guard(self.labels(), places)
 
     def look(self, batch, places):
         "Look at a validation batch: is there a gap, and where does the validation gradient point?"

@@ -38,6 +38,7 @@ class Learned(Weighing):
         if self.asked: self.method, self.asked = self.asked, None
         self.curriculum, self.last_step, self.n_step, self.drawn, self._counted = None, None, 0, 0, [0]
         self.found = self.head = self._target = self._counts = None
+        self._named = frozenset()
 
     def begin_anew(self):
         "Forget what was learned in another Learner"

@@ -33,8 +33,9 @@ class Population:
 class LabelDoubt:
     "How much a network has come to doubt each label, fair to rare classes"
     keep = .7      # Of a sample's running mean, from one visit to the next
+    most = 32      # Batches that are kept until they are counted
     prior = .999   # Of the mean prediction, from one batch to the next
-    def __init__(self): self.expected, self.seen, self._noted = None, None, []
+    def __init__(self): self.expected, self.seen, self.noted = None, None, []
 
     def __call__(self,
         pred:Tensor, # (n, C) logits
@@ -48,12 +49,13 @@ class LabelDoubt:
 
     def note(self, pred, y, ids=None, n_items=0):
         "Keep a batch (arguments as in a call) whose doubts nobody asks for, to be counted together with the next ones"
-        if self._noted and self._noted[0][3] != n_items: self._noted = []  # the data set is another one
-        self._noted.append((pred.detach().clone(), y.flatten().long(), ids, n_items))
+        if self.noted and self.noted[0][3] != n_items: self.noted = []  # the data set is another one
+        if len(self.noted) == self.most: self.catch_up()
+        self.noted.append((pred.detach().clone(), y.flatten().long(), ids, n_items))
 
     def catch_up(self):
         "Count the batches that were noted, as one; their doubts"
-        noted, self._noted = self._noted, []
+        noted, self.noted = self.noted, []
         if not noted: return
         pred, y, ids, (n_items, *_) = zip(*noted)
         return self._observe(torch.cat(pred), torch.cat(y), None if ids[0] is None else torch.cat(ids), n_items, len(noted))
@@ -84,4 +86,4 @@ class LabelDoubt:
     ):
         "Go on from a saved state"
         self.expected, self.seen = (None if state[k] is None else state[k].clone() for k in ('expected', 'seen'))
-        self._noted = []
+        self.noted = []

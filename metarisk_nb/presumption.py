@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .curriculum import Curriculum
+from .guard import Guard
 from .order import LabelDoubt, Population
 from .risk import weighted_sum
 
@@ -118,13 +119,14 @@ class Case:
         vars(self).update({k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()})
 
 # %% ../nbs/parts/presumption.ipynb #7063a8b8
+_parts = 'case', 'doubt', 'gap', 'classes' # What a Presumption is made of, and saves
+
 class Presumption(Curriculum):
     "Weights that are full until the evidence says that a place does harm to the validation risk; for targets that want the mean"
     convict,release = .53,.47   # Shares of a place's samples against the validation gradient: weight falls above, comes back below
     evident,after = .9,4        # Share of all pull from which on nobody waits for the gap, after so many passes over the data
     least = -8.                 # Logit of a place without weight
     pieces = 25                 # Of evidence within the memory of a case; twice as many once the gap has opened, then there is a verdict
-    starved = .1                # Share of its uniform weight below which no class may fall
     def __init__(self,
         n:int,        # Places in the sorted batch (the batch size)
         rate=.05,     # Most that a logit moves per training step
@@ -134,9 +136,8 @@ class Presumption(Curriculum):
     ):
         super().__init__(n, None, rate, floor=0., relax=0., warmup=0., patience=patience)
         self.trusted = trusted
-        self.doubt, self.population, self.case = LabelDoubt(), Population(n), Case(n, memory)
+        self.doubt, self.population, self.case, self.classes = LabelDoubt(), Population(n), Case(n, memory), Guard()
         self.new_trial()
-        self.received, self.guarded, self.starving, self.told = None, 0, set(), set()
 
     def new_trial(self):
         "Wait for another gap, and judge again; where there is another task"
@@ -162,7 +163,8 @@ class Presumption(Curriculum):
     )->Tensor:         # m whole numbers from 0, the worst place, to n - 1
         "Where the samples would stand in a sorted batch of `n` that is like the last batches: most doubtful label or largest loss first"
         if known := y is not None and pred is not None: self.doubt.note(pred, y, ids, n_items)
-        found = self.doubt.catch_up() if known else losses
+        found = self.doubt.catch_up() if known else losses.detach()
+        if y is not None: found = found - F.pad(self.classes.benefit_of(y.flatten()).to(found), (len(found) - len(losses), 0))
         n, worse = self.reducer.n, self.population.rank(found)[-len(losses):]
         return (n * worse).long().clamp(max=n - 1)
 
@@ -218,30 +220,17 @@ class Presumption(Curriculum):
         y:Tensor,      # m labels of the batch
         places:Tensor, # As from `places`
     ):
-        "Note how much weight each class receives, and draw the weights towards uniform where one is about to starve"
-        if self.uniform: return
-        w = len(y) * self.weights_at(places)
-        w, y = w[y >= 0], y[y >= 0]
-        if not len(y): return
-        size = max(int(y.max()) + 1, 0 if self.received is None else len(self.received))
-        count = torch.bincount(y, minlength=size)
-        got = torch.zeros(size).to(w).index_add_(0, y, w) / count.clamp(min=1)
-        was = torch.ones(size).to(w)
-        if self.received is not None: was[:len(self.received)] = self.received
-        self.received = torch.where(count > 0, was.lerp(got, .08), was)
-        if (self.received < self.starved).any(): self._feed()
+        "Watch the weight that each class receives: labels of one that is about to starve get the benefit of the doubt"
+        if not self.uniform: self.classes.watch(y, len(y) * self.weights_at(places))
 
-    @torch.no_grad()
-    def _feed(self):
-        self.guarded += 1
-        self.starving |= {*(self.received < self.starved).nonzero().flatten().tolist()}
-        self.reducer.logits.mul_(.92)
-        self._moved()
+    @property
+    def guarded(self)->int:
+        "Training steps in which a class was about to starve"
+        return int(self.classes.steps)
 
     def _extra(self):
-        own = dict(convicted=self.convicted, left=self.left, guarded=self.guarded, received=self.received)
-        parts = dict(case=self.case, doubt=self.doubt, gap=self.gap)
-        return dict(own, population=self.population.known, **{k: v.state_dict() for k, v in parts.items()})
+        parts = {k: getattr(self, k).state_dict() for k in _parts}
+        return dict(convicted=self.convicted, left=self.left, population=self.population.known, **parts)
     def state_dict(self):
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
         return dict(super().state_dict(), evidence=self._extra())
@@ -251,7 +240,6 @@ class Presumption(Curriculum):
             raise ValueError('state lacks evidence: it is of the first edition, go on with MetaRisk.first_edition()')
         new, e = Presumption(self.reducer.n, self.meta_lr, self.patience, trusted=self.trusted), state['evidence']
         Curriculum.load_state_dict(new, state)
-        new.__dict__.update({k: e[k] for k in ('convicted', 'left', 'guarded', 'received')})
-        new.population.known = e['population']
-        for k in ('case', 'doubt', 'gap'): getattr(new, k).load_state_dict(e[k])
+        new.convicted, new.left, new.population.known = e['convicted'], e['left'], e['population']
+        for k in _parts: getattr(new, k).load_state_dict(e[k])
         self.__dict__.update(vars(new.to(self.reducer.logits)))

@@ -8,6 +8,7 @@ from torch import nn
 
 from metarisk_nb.curriculum import Curriculum
 from metarisk_nb.evidence import Places, class_weights
+from metarisk_nb.guard import Guard
 from metarisk_nb.head import LastLinear
 from metarisk_nb.hypergrad import hypergradient
 from metarisk_nb.losses import gce_loss, mae_loss
@@ -38,6 +39,15 @@ def test_a_rare_class_is_not_doubted_for_being_rare():
     doubt = LabelDoubt()
     for _ in range(6000): d = doubt(torch.tensor([[3., 0.]]).expand(20, 2), torch.tensor([0] * 19 + [1]))
     assert d[-1] - d[:-1].mean() < .3  # their losses differ by 3
+
+
+def test_a_run_whose_order_nobody_asks_for_keeps_few_batches():
+    doubt, kept = LabelDoubt(), []
+    for i in range(100):
+        doubt.note(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([i, i + 1]), 101)
+        kept.append(len(doubt.noted))
+    doubt.catch_up()
+    assert max(kept) == doubt.most and not doubt.seen.isnan().any()
 
 
 def test_numbers_that_no_longer_match_begin_anew():
@@ -256,20 +266,58 @@ def test_evidence_that_is_not_finite_is_skipped_and_counted():
     assert c.skipped == 1 and c.case.weight == 0 and c.uniform
 
 
-def test_a_class_that_is_about_to_starve_is_fed():
+# --- The benefit of the doubt
+
+def watched(steps, w, y=torch.tensor([7] * 25 + [0] * 75)):
+    guard = Guard()
+    for _ in range(steps): guard.watch(y, w)
+    return guard
+
+
+STARVED, FULL = (torch.arange(100) >= 25) / .75, torch.ones(100)
+
+
+def test_a_class_that_is_about_to_starve_moves_to_better_places():
     c, y = learned(cut(.3)), torch.tensor([7] * 25 + [0] * 75)
-    order, before = torch.arange(100), c.harmful
-    for _ in range(200): c.guard(y, order)
-    assert c.guarded and c.starving == {7} and c.harmful < before and c.received[7] > .05
-    fair = learned(cut(.3))
-    for _ in range(200): fair.guard(torch.arange(100) % 10, order)
-    assert not fair.guarded and fair.harmful == before
+    doubtful = torch.linspace(5, 0, 100)
+    first = c.places(doubtful, y)
+    for _ in range(300): c.guard(y, places := c.places(doubtful, y))
+    assert c.guarded and c.classes.starving == {7} and c.classes.received[7] > .2
+    assert places[:25].float().mean() > first[:25].float().mean() + 5
+    assert places[:25].argsort().tolist() == first[:25].argsort().tolist()  # the least doubtful of the class come first
+    assert float(c.harmful) == learned(cut(.3)).harmful  # no other class has lost or gained
+
+
+def test_classes_that_share_the_weight_alike_get_no_benefit():
+    c = learned(cut(.3))
+    for _ in range(200): c.guard(torch.arange(100) % 10, torch.arange(100))
+    assert not c.guarded and not c.classes.benefit.any()
+
+
+def test_the_benefit_fades_once_a_class_is_fed():
+    guard = watched(100, STARVED)
+    most = float(guard.benefit[7])
+    assert most == pytest.approx(guard.step / (1 - guard.keep), rel=.1)
+    for _ in range(200): guard.watch(torch.tensor([7] * 25 + [0] * 75), FULL)
+    assert guard.benefit[7] < .05 * most and guard.received[7] > .99 and 100 > guard.steps > 50
+
+
+def test_labels_that_are_none_get_no_benefit():
+    guard = watched(100, STARVED)
+    assert guard.benefit_of(torch.tensor([7, 0, 3, -1, 99])).tolist() == [float(guard.benefit[7]), 0, 0, 0, 0]
+    assert Guard().benefit_of(torch.tensor([0, 4])).tolist() == [0, 0]
+
+
+def test_a_class_that_appears_late_has_starved_nowhere():
+    guard = watched(100, STARVED)
+    guard.watch(torch.tensor([12]), torch.ones(1))
+    assert len(guard.benefit) == 13 and guard.starving == {7} and guard.received[12] == 1 and guard.received[8] == 1
 
 
 def test_a_batch_without_labels_starves_nobody():
     c = learned(cut(.3))
     c.guard(torch.full((100,), -1), torch.arange(100))
-    assert c.received is None and not c.guarded
+    assert not len(c.classes.received) and not c.guarded
 
 
 def test_hooks_that_an_interrupted_pass_leaves_keep_little():
@@ -283,7 +331,7 @@ def test_hooks_that_an_interrupted_pass_leaves_keep_little():
 def test_saved_and_loaded():
     c = learned(cut(.4), steps=300)
     c.order(torch.zeros(100), torch.arange(100) % 5, torch.randn(100, 5), torch.arange(100), 150)
-    c.guard(torch.arange(100) % 5, torch.arange(100))
+    for _ in range(20): c.guard(torch.arange(100) // 20, torch.arange(100))
     f = io.BytesIO()
     torch.save(c.state_dict(), f)
     f.seek(0)
@@ -291,7 +339,9 @@ def test_saved_and_loaded():
     new.load_state_dict(torch.load(f, weights_only=True))
     for o in (c, new): o.update(0., cut(.4) - .5)
     assert torch.equal(c.weights, new.weights) and torch.equal(c.case.shares, new.case.shares) and new.gap.open and new.convicted
-    assert torch.equal(c.doubt.seen.nan_to_num(-1), new.doubt.seen.nan_to_num(-1)) and torch.equal(c.received, new.received)
+    assert torch.equal(c.doubt.seen.nan_to_num(-1), new.doubt.seen.nan_to_num(-1)) 
+    assert c.guarded == new.guarded > 0 and c.classes.starving == new.classes.starving
+    assert torch.equal(c.classes.received, new.classes.received) and torch.equal(c.classes.benefit, new.classes.benefit)
     with pytest.raises(ValueError, match="first edition"): new.load_state_dict(Curriculum(100, None).state_dict())
     assert torch.equal(c.weights, new.weights)
 

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from metarisk_nb.callback import MetaRisk
 from metarisk_nb.data import TensorDL, TensorSet
+from metarisk_nb.guard import Guard
 from metarisk_nb.order import LabelDoubt
 from metarisk_nb.presumption import Case, Gap, Presumption
 
@@ -313,7 +314,7 @@ def test_labels_to_ignore_are_no_evidence(ignored, eager):
             c, y = self.learn.meta_risk.curriculum, self.yb[0]
             places = arranged[-1]
             if (y == ignored).any(): seen.append(bool(places[y == ignored].min() > places[y != ignored].max()))
-            assert c.starving <= {0, 1, 2}
+            assert c.classes.starving <= {0, 1, 2}
     fit(learn.add_cb(Last()))
     assert all(seen) and learn.meta_risk.skipped == 0
 
@@ -378,9 +379,9 @@ def test_a_state_of_the_first_edition_is_refused_with_the_way_out():
 
 
 def test_a_starving_class_is_named_once(eager, monkeypatch):
-    monkeypatch.setattr(Presumption, "starved", .95)
+    monkeypatch.setattr(Guard, "starved", .95)
     learn = learner(MetaRisk())
     learn.dls.vocab = ["cat", "dog", "eel"]
-    with pytest.warns(UserWarning, match="drifted away from .*(cat|dog|eel)"):
+    with pytest.warns(UserWarning, match="(cat|dog|eel).* benefit of the doubt"):
         with learn.no_bar(), learn.no_logging(): learn.fit(4, .1)
     assert learn.meta_risk.guarded > 0
