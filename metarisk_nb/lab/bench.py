@@ -208,7 +208,8 @@ def print_run_peak(
     print('MB', mb)
 
 overhead_runs = dict( # What a run of `MetaRisk()` is compared on
-    mlp=Run(data='fashion_mini', arch='mlp', noise=.5, steps=2000), cnn=Run(data='cifar10_cut', arch='cnn', noise=.5, steps=3000))
+    mlp=Run(data='fashion_mini', arch='mlp', noise=.5, steps=2000), cnn=Run(data='cifar10_cut', arch='cnn', noise=.5, steps=3000),
+    mlp_clean=Run(data='fashion_mini', arch='mlp', steps=2000), cnn_clean=Run(data='cifar10_cut', arch='cnn', steps=3000))
 
 def overhead(
     run:Run,   # Settings of the run, whatever its method
