@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .arranging import Arranging
 from .batches import of_class
 from .head import LastLinear
-from .loaders import augments
+from .loaders import augments, class_names
 from .losses import bare, tensors
 from .passes import Snapshot, copied, seeded
 from .processes import gathered, process_group, unwrapped
@@ -96,7 +96,7 @@ class Evidence(Arranging):
         c = self.curriculum
         if not self.presumes or c is None or not (new := sorted(c.classes.starving - self._named)): return
         self._named = self._named | {*new}
-        vocab = getattr(self.dls, 'vocab', None) or range(1 + max(new))
+        vocab = class_names(self.dls, self.pred.shape[1])
         names = ', '.join(str(vocab[i]) for i in new)
         warn(f'{self.name}: {names} lost most of their weight, so their labels are given the benefit of the doubt (see .guarded)')
 

@@ -9,6 +9,8 @@ __all__ = ['ranks', 'Population', 'LabelDoubt']
 import torch
 from torch import Tensor
 
+from .record import LabelRecord
+
 # %% ../nbs/parts/order.ipynb #6c3b267a
 ranks = ('loss', 'class', 'history') # By today's loss; by the class-fair doubt of today; by that of all passes so far
 
@@ -35,7 +37,7 @@ class LabelDoubt:
     keep = .7      # Of a sample's running mean, from one visit to the next
     most = 32      # Batches that are kept until they are counted
     prior = .999   # Of the mean prediction, from one batch to the next
-    def __init__(self): self.expected, self.seen, self.noted = None, None, []
+    def __init__(self): self.expected, self.seen, self.noted, self.record = None, None, [], LabelRecord()
 
     def __call__(self,
         pred:Tensor, # (n, C) logits
@@ -67,7 +69,9 @@ class LabelDoubt:
         unknown = (y < 0) | (y >= p.shape[1])
         label = y.masked_fill(unknown, 0)
         believed = p.gather(1, label[:, None])[:, 0]
-        if ids is not None: believed = self._remembered(ids, believed, n_items)
+        if ids is not None:
+            believed = self._remembered(ids, believed, n_items)
+            self.record.note(p, y, ids, n_items)
         return (self.expected[label] / believed.clamp(min=1e-12)).log().masked_fill(unknown, -torch.inf)
 
     def _remembered(self, ids, now, n_items):
@@ -80,10 +84,12 @@ class LabelDoubt:
     def state_dict(self)->dict:
         "The running means, as plain tensors"
         self.catch_up()
-        return {k: None if v is None else v.detach().cpu().clone() for k, v in dict(expected=self.expected, seen=self.seen).items()}
+        own = {k: None if v is None else v.detach().cpu().clone() for k, v in dict(expected=self.expected, seen=self.seen).items()}
+        return dict(own, record=self.record.state_dict())
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
         "Go on from a saved state"
         self.expected, self.seen = (None if state[k] is None else state[k].clone() for k in ('expected', 'seen'))
+        self.record.load_state_dict(state['record'])
         self.noted = []

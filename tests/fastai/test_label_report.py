@@ -1,0 +1,160 @@
+"`learn.meta_risk.label_report()`: which training labels are wrong, in a fastai Learner"
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from common import fit, learner, tensors
+from fastai.basics import Adam, DataBlock, Learner, MSELossFlat, load_learner, set_seed
+from fastai.callback.mixup import MixUp
+from fastai.data.block import CategoryBlock, TransformBlock
+from fastai.data.transforms import ColReader, ColSplitter
+from fastai.tabular.all import Categorify, Normalize, TabularDataLoaders, tabular_learner
+from torch import nn
+
+from metarisk_nb.callback import MetaRisk
+from metarisk_nb.data import TensorSet
+
+
+def big(): return nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 3))
+
+
+def noisy(cb, share=.3, n=400, n_valid=200, **kwargs):
+    "Three clouds; a share of the labels names another one"
+    g = torch.Generator().manual_seed(0)
+    def labelled(n, s):
+        x, y = tensors(n, s)
+        drawn = torch.where(torch.rand(n, generator=g) < share, (y + torch.randint(1, 3, (n,), generator=g)) % 3, y)
+        return TensorSet(x + 2 * F.one_hot(y, 6), drawn, y)
+    set_seed(0)
+    learn = learner(cb, model=big(), bs=40, opt_func=Adam, **kwargs)
+    for i, s in enumerate([labelled(n, 5), labelled(n_valid, 6)]): learn.dls.loaders[i] = learn.dls[i].new(s)
+    return learn
+
+
+def wrong(learn, report):
+    s = learn.dls.train_ds
+    return (s.y != s.clean).numpy()[report["index"]]
+
+
+# --- What it is there for
+
+def test_it_finds_wrong_labels_and_says_how_many():
+    learn = fit(noisy(MetaRisk()), 8, .01)
+    report = learn.meta_risk.label_report()
+    w = wrong(learn, report)
+    assert len(report) == 400 and report.attrs["wrong_share"] == pytest.approx(w.mean(), abs=.05)
+    assert w[:80].mean() > .95 and w[200:].mean() < .05
+    meant = learn.dls.train_ds.clean.numpy()[report["index"]]
+    assert (meant[:80] == report.suggested[:80]).mean() > .9
+
+
+def test_right_labels_are_left_alone():
+    report = fit(noisy(MetaRisk(), share=0.), 8, .01).meta_risk.label_report()
+    assert report.attrs["wrong_share"] < .03
+
+
+def test_each_visit_counts_whether_the_callback_had_anything_to_do_or_not():
+    learn = fit(noisy(MetaRisk(), share=0.), 7, .01)
+    assert learn.meta_risk.uniform and (learn.meta_risk.label_report().seen == 7).all()
+
+
+@pytest.mark.parametrize("share", [0., .3])
+def test_the_report_changes_nothing(share):
+    def trained(asks):
+        learn = noisy(MetaRisk(), share)
+        for _ in range(3):
+            fit(learn, 2, .01)
+            if asks: learn.meta_risk.label_report()
+        return learn.model[0].weight.detach()
+    assert torch.equal(trained(True), trained(False))
+
+
+# --- Several fits, a saved run, a model that went out into the world
+
+def test_several_fits_and_a_saved_state(tmp_path):
+    learn = noisy(MetaRisk(), path=tmp_path)
+    fit(learn, 3, .01)
+    learn.meta_risk.save("weights")
+    new = noisy(MetaRisk(), path=tmp_path)
+    new.model.load_state_dict(learn.model.state_dict())
+    new.meta_risk.load("weights")
+    pd.testing.assert_frame_equal(new.meta_risk.label_report(), learn.meta_risk.label_report())
+    assert (fit(new, 2, .01).meta_risk.label_report().seen == 5).all()
+
+
+def test_an_exported_learner_still_knows(tmp_path):
+    learn = fit(table_of_clouds(tmp_path), 3, .01)
+    learn.export("learn.pkl")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        new = load_learner(tmp_path/"learn.pkl").meta_risk.label_report()
+    old = learn.meta_risk.label_report()
+    pd.testing.assert_frame_equal(new, old.drop(columns="item"))
+
+
+def table_of_clouds(path, **kwargs):
+    "A data block that reads rows of a DataFrame whose index is no range"
+    x, y = tensors(120, 5)
+    df = pd.DataFrame(dict(row=[o.numpy() for o in x], name=np.array(["cat", "dog", "eel"])[y], is_valid=torch.arange(120) % 4 == 0), index=range(500, 620))
+    block = DataBlock((TransformBlock, CategoryBlock), get_x=ColReader("row"), get_y=ColReader("name"), splitter=ColSplitter(),
+                      item_tfms=[], batch_tfms=None)
+    dls = block.dataloaders(df, bs=15, path=path)
+    return Learner(dls, nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 3)), path=path, cbs=MetaRisk(), **kwargs)
+
+
+# --- Names of samples and classes
+
+def test_rows_of_a_table_are_named(tmp_path):
+    report = fit(table_of_clouds(tmp_path), 3, .01).meta_risk.label_report(n=10)
+    assert list(report.columns) == ["index", "item", "label", "suggested", "score", "seen"] and len(report) == 10
+    assert set(report.label) <= {"cat", "dog", "eel"} and set(report.attrs["of_class"]) == {"cat", "dog", "eel"}
+    assert report["item"].between(500, 619).all() and ((report["item"] - 500) % 4 != 0).all()
+
+
+def test_a_tabular_learner(tmp_path):
+    rng = np.random.default_rng(0)
+    df = pd.DataFrame(dict(age=rng.normal(size=300), kind=rng.choice(["a", "b"], 300)), index=range(1000, 1300))
+    df["rich"] = np.where(df.age + (df.kind == "a") > .5, "yes", "no")
+    df.loc[1000:1019, "rich"] = np.where(df.loc[1000:1019, "rich"] == "yes", "no", "yes")
+    dls = TabularDataLoaders.from_df(df, procs=[Categorify, Normalize], cat_names=["kind"], cont_names=["age"], y_names="rich",
+                                     valid_idx=list(range(100, 300)), bs=25, path=tmp_path)
+    report = fit(tabular_learner(dls, layers=[20], cbs=MetaRisk(), path=tmp_path), 15, .01).meta_risk.label_report()
+    assert report["item"][:15].between(1000, 1019).mean() > .7 and set(report.label) == {"yes", "no"}
+
+
+# --- Where there is none
+
+def test_before_a_fit():
+    with pytest.raises(RuntimeError, match="before the first fit"): noisy(MetaRisk()).meta_risk.label_report()
+
+
+@pytest.mark.parametrize("cb", [MetaRisk("cvar"), MetaRisk.first_edition()])
+def test_a_way_of_learning_that_keeps_no_record(cb):
+    with pytest.raises(ValueError, match="presumption"): fit(noisy(cb), 1).meta_risk.label_report()
+
+
+def test_without_sample_numbers():
+    with pytest.raises(ValueError, match="sample numbers.*rank='class'"): fit(noisy(MetaRisk(rank="class")), 1).meta_risk.label_report()
+
+
+def test_without_classes():
+    learn = learner(MetaRisk(), model=nn.Linear(6, 1), loss=MSELossFlat())
+    for i in range(2): learn.dls[i].dataset.y = learn.dls[i].dataset.y.float()
+    with pytest.raises(ValueError, match="one label per sample"): fit(learn, 1).meta_risk.label_report()
+
+
+def test_of_another_data_set():
+    learn = fit(noisy(MetaRisk()), 2)
+    s = learn.dls.train_ds
+    learn.dls.loaders[0] = learn.dls[0].new(TensorSet(s.x[:300], s.y[:300]))
+    with pytest.raises(ValueError, match="had 400 samples in the last fit, and now have 300: fit again"): learn.meta_risk.label_report()
+    assert len(fit(learn, 1).meta_risk.label_report()) == 280  # the last batch is dropped
+
+
+def test_with_mixup_samples_have_no_single_label():
+    learn = noisy(MetaRisk())
+    learn.add_cb(MixUp())
+    with pytest.raises(ValueError, match="one label per sample"): fit(learn, 1).meta_risk.label_report()
