@@ -6,13 +6,12 @@
 __all__ = ['Arranging']
 
 # %% ../nbs/parts/arranging.ipynb #da9f42ef
-from copy import deepcopy
 from warnings import warn
 
 from torch import Tensor
 
 from .learned import Learned
-from .loaders import class_names, item_names, sample_numbers, undivided
+from .loaders import sample_numbers, undivided
 from .losses import single_label
 from .processes import gathered, process_group
 
@@ -69,23 +68,6 @@ class Arranging(Learned):
     def note(self):
         "Remember what the network makes of this batch, whose places nobody asks for"
         if not self._by_loss(): self.curriculum.doubt.note(*self._observed())
-
-    def label_report(self,
-        n=None, # Rows; None: all samples that were seen
-    ):
-        "Which training labels are wrong, the most probable first: a DataFrame as from `audit.label_report`"
-        from metarisk_nb.audit import label_report
-        doubt = deepcopy(getattr(self._learned('has no label report'), 'doubt', None))  # a report changes nothing
-        if doubt is None: raise ValueError("a label report needs rule='presumption', which the target 'expected' has by default")
-        doubt.catch_up()
-        doubt.record.catch_up()
-        if not len(record := doubt.record):
-            raise ValueError("a label report needs one label per sample and sample numbers, which fastai's loaders of one process have "
-                             f"(here rank={self.picked('rank')!r})")
-        dataset = None if self.learn is None else undivided(self.dls.train).dataset
-        if dataset is not None and len(dataset) not in (0, len(record)):
-            raise ValueError(f'the training data had {len(record)} samples in the last fit, and now have {len(dataset)}: fit again')
-        return label_report(record, item_names(dataset), class_names(self.learn and self.dls, record.n_classes), n)
 
     def _numbers(self, dl, n):
         was, now = self.curriculum.doubt.seen, len(dl.dataset)

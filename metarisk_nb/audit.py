@@ -86,7 +86,7 @@ def label_report(
     names = range(C) if names is None else [*names]
     if items is not None: df.insert(1, 'item', [items[i] for i in index])
     for k in ('label', 'suggested'): df[k] = [names[i] for i in df[k]]
-    df = df.sort_values('score', ascending=False, kind='stable', ignore_index=True).head(len(df) if n is None else n)
+    df = df.iloc[np.lexsort((-loss, -score.round(3)))].reset_index(drop=True).head(len(df) if n is None else n)  # above .999, by loss
     of_class, confusion = dict(zip(names, shares[1].tolist())), pd.DataFrame(confusion, names, names).to_dict()
     df.attrs = dict(wrong_share=float(shares[0]), of_class=of_class, confusion=confusion)  # plain numbers: pandas compares them
     return df

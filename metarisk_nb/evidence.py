@@ -11,13 +11,13 @@ from warnings import warn
 import torch
 from torch import Tensor, nn
 
-from .arranging import Arranging
 from .batches import of_class
 from .head import LastLinear
 from .loaders import augments, class_names
 from .losses import bare, tensors
 from .passes import Snapshot, copied, seeded
 from .processes import gathered, process_group, unwrapped
+from .reporting import Reporting
 from .risk import rebin
 from .weighing import OfOutput
 
@@ -68,9 +68,9 @@ def second_moments(
     return state.get('sqr_avg', state.get('exp_avg_sq'))
 
 # %% ../nbs/parts/evidence.ipynb #f23dbfed
-class Evidence(Arranging):
+class Evidence(Reporting):
     "A callback that can learn by presumption of innocence: it gathers evidence about the places of the sorted batch"
-    _stateattrs = (*Arranging._stateattrs, 'head', '_target')
+    _stateattrs = (*Reporting._stateattrs, 'head', '_target')
     head = _target = _counts = None
     _trained = None      # which parameters were trained in the last fit? Where they are others, there is another trial
     _asked_at = None     # step of the last evidence in this epoch

@@ -1,6 +1,9 @@
 "`learn.meta_risk.label_report()`: which training labels are wrong, in a fastai Learner"
+import io
 import warnings
+from contextlib import redirect_stdout
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,10 +15,13 @@ from fastai.callback.mixup import MixUp
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.transforms import ColReader, ColSplitter
 from fastai.tabular.all import Categorify, Normalize, TabularDataLoaders, tabular_learner
+from fastai.vision.augment import Resize, aug_transforms
+from fastai.vision.core import PILImage
+from fastai.vision.data import ImageDataLoaders
 from torch import nn
 
 from metarisk_nb.callback import MetaRisk
-from metarisk_nb.data import TensorSet
+from metarisk_nb.data import TensorSet, fashion_mini
 
 
 def big(): return nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 3))
@@ -121,8 +127,38 @@ def test_a_tabular_learner(tmp_path):
     df.loc[1000:1019, "rich"] = np.where(df.loc[1000:1019, "rich"] == "yes", "no", "yes")
     dls = TabularDataLoaders.from_df(df, procs=[Categorify, Normalize], cat_names=["kind"], cont_names=["age"], y_names="rich",
                                      valid_idx=list(range(100, 300)), bs=25, path=tmp_path)
-    report = fit(tabular_learner(dls, layers=[20], cbs=MetaRisk(), path=tmp_path), 15, .01).meta_risk.label_report()
+    learn = fit(tabular_learner(dls, layers=[20], cbs=MetaRisk(), path=tmp_path), 15, .01)
+    report = learn.meta_risk.label_report()
     assert report["item"][:15].between(1000, 1019).mean() > .7 and set(report.label) == {"yes", "no"}
+    learn.meta_risk.show_suspects(5)
+
+
+# --- A look at them
+
+def shown(learn, **kwargs):
+    "What `show_suspects` draws or prints"
+    plt.close("all")
+    with redirect_stdout(out := io.StringIO()): learn.meta_risk.show_suspects(6, **kwargs)
+    return [ax.get_title() for f in map(plt.figure, plt.get_fignums()) for ax in f.axes if ax.get_title()] or out.getvalue()
+
+
+def test_images_show_the_given_label_and_the_suggested_one():
+    learn = Learner(fashion_mini(noise=.4, device="cpu"), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), nn.CrossEntropyLoss(), cbs=MetaRisk())
+    fit(learn, 1, .1)
+    report = learn.meta_risk.label_report(6)
+    assert shown(learn, nrows=2) == [f"{a}\n{b}" for a, b in zip(report.label, report.suggested)]
+
+
+def test_images_in_files_are_shown_as_they_are(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        (folder := tmp_path/"train"/["cat", "dog"][i % 2]).mkdir(parents=True, exist_ok=True)
+        PILImage.create(np.full((16, 16, 3), 200 * (i % 2), np.uint8) + rng.integers(0, 40, (16, 16, 3), np.uint8)).save(folder/f"{i}.png")
+    dls = ImageDataLoaders.from_folder(tmp_path, train=".", valid_pct=.25, seed=0, bs=10, item_tfms=Resize(16), batch_tfms=aug_transforms())
+    learn = fit(Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), path=tmp_path, cbs=MetaRisk()), 2, .01)
+    report = learn.meta_risk.label_report()
+    assert all(o.suffix == ".png" and o.parent.name == label for o, label in zip(report["item"], report.label))
+    assert shown(learn) == [f"{a}\n{b}" for a, b in zip(report.label[:6], report.suggested[:6])]
 
 
 # --- Where there is none
