@@ -15,13 +15,16 @@ from fastai.callback.mixup import MixUp
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.transforms import ColReader, ColSplitter
 from fastai.tabular.all import Categorify, Normalize, TabularDataLoaders, tabular_learner
+from fastai.text.data import TextDataLoaders
 from fastai.vision.augment import Resize, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageDataLoaders
 from torch import nn
 
 from metarisk_nb.callback import MetaRisk
+from metarisk_nb.cleaning import clean_dls
 from metarisk_nb.data import TensorSet, fashion_mini
+from metarisk_nb.loaders import item_names
 
 
 def big(): return nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 3))
@@ -159,6 +162,76 @@ def test_images_in_files_are_shown_as_they_are(tmp_path):
     report = learn.meta_risk.label_report()
     assert all(o.suffix == ".png" and o.parent.name == label for o, label in zip(report["item"], report.label))
     assert shown(learn) == [f"{a}\n{b}" for a, b in zip(report.label[:6], report.suggested[:6])]
+
+
+# --- A second run
+
+def trained_pictures(path, **kwargs):
+    "Bright dogs and dark cats, every fifth in the wrong folder, and a run with them"
+    rng = np.random.default_rng(0)
+    for i in range(80):
+        (folder := path/["cat", "dog"][(i % 2) ^ (i % 5 == 0)]).mkdir(parents=True, exist_ok=True)
+        PILImage.create(np.full((8, 8, 3), 200 * (i % 2), np.uint8) + rng.integers(0, 40, (8, 8, 3), np.uint8)).save(folder/f"{i}.png")
+    dls = ImageDataLoaders.from_folder(path, train=".", valid_pct=.25, seed=0, bs=10, **kwargs)
+    set_seed(0)
+    return fit(Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(192, 2)), path=path, cbs=MetaRisk()), 12, .01)
+
+
+def labels(dls):
+    "What a pass over the training set gives: file -> label"
+    dl = dls.train.new(shuffle=False, drop_last=False)
+    return dict(zip(item_names(dl.dataset), [dls.vocab[k] for k in torch.cat([b[1] for b in dl])]))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_pictures_without_the_suspects_or_with_other_labels(workers, tmp_path):
+    learn = trained_pictures(tmp_path, num_workers=workers)
+    before, suspects = labels(learn.dls), learn.meta_risk.label_report(8)
+    fewer, relabelled = labels(clean_dls(learn.dls, suspects)), labels(clean_dls(learn.dls, suspects, relabel=True))
+    assert fewer == {k: v for k, v in before.items() if k not in set(suspects["item"])}
+    assert relabelled == before | dict(zip(suspects["item"], suspects.suggested)) and labels(learn.dls) == before
+    assert sum(int(o.stem) % 5 == 0 for o in suspects["item"]) >= 7
+
+
+def test_a_second_run_has_a_report_of_its_own(tmp_path):
+    learn = trained_pictures(tmp_path)
+    learn.dls = clean_dls(learn.dls, first := learn.meta_risk.label_report(8))
+    with pytest.raises(ValueError, match="fit again"): learn.meta_risk.label_report()
+    fit(learn, 3, .001)
+    second = learn.meta_risk.label_report()
+    assert not set(second["item"]) & set(first["item"]) and (tmp_path/second["item"][0]).exists()
+    learn.export("learn.pkl")
+    load_learner(tmp_path/"learn.pkl")
+
+
+@pytest.mark.parametrize("relabel", [False, True])
+def test_rows_of_a_tabular_learner(relabel, tmp_path):
+    df = pd.DataFrame(dict(age=np.arange(100.), rich=["no"] * 50 + ["yes"] * 50), index=range(1000, 1100))
+    dls = TabularDataLoaders.from_df(df, procs=[Normalize], cont_names=["age"], y_names="rich", valid_idx=list(range(0, 100, 4)), bs=25, path=tmp_path)
+    suspects = pd.DataFrame(dict(index=[0, 74], suggested=["yes", "no"]))
+    new = clean_dls(dls, suspects, relabel)
+    rows = new.train_ds.items.rich.map(lambda k: dls.vocab[k])
+    was = dls.train_ds.items.rich.map(lambda k: dls.vocab[k])
+    if relabel: assert rows[1001] == "yes" and rows[1099] == "no" and (rows != was).sum() == 2
+    else: assert rows.equals(was.drop([1001, 1099]))
+    assert was[1001] == "no" and fit(tabular_learner(new, layers=[4], path=tmp_path, cbs=MetaRisk()), 1).meta_risk.label_report(5)["item"].isin(rows.index).all()
+
+
+def test_texts(tmp_path):
+    df = pd.DataFrame(dict(text=["good fine nice"] * 20 + ["bad poor sad"] * 20, label=["pos"] * 20 + ["neg"] * 20))
+    dls = TextDataLoaders.from_df(df, path=tmp_path, valid_pct=.25, seed=0, bs=5, text_col="text", label_col="label")
+    suspects = pd.DataFrame(dict(index=[3, 5], suggested=["pos", "pos"]))
+    new = clean_dls(dls, suspects, relabel=True)
+    assert len(clean_dls(dls, suspects).train_ds) == 28
+    assert [dls.vocab[1][new.train_ds[i][1]] for i in (3, 5)] == ["pos", "pos"]
+    assert all(torch.equal(new.train_ds[i][0], dls.train_ds[i][0]) for i in range(30))
+
+
+def test_what_cannot_be_cleaned():
+    dls = fashion_mini(device="cpu")
+    n = len(dls.train_ds)
+    with pytest.raises(ValueError, match=f"index {n}, and there are {n}"): clean_dls(dls, pd.DataFrame(dict(index=[n], suggested=["Bag"])))
+    with pytest.raises(ValueError, match="every sample is a suspect"): clean_dls(dls, pd.DataFrame(dict(index=range(n), suggested="Bag")))
 
 
 # --- Where there is none
