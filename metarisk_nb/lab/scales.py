@@ -64,6 +64,14 @@ def _harmless():
     first = [dict(bench_row(row), method='learned', seeds=5) for row in hurt]
     return [*(o for kind, row in rows for o in _against(dict(bench_row(row), seeds=5), kind == 'noisy')), *first]
 
+def _suspects():
+    "Who finds wrong labels: seven tasks with labels of known truth, and right ones"
+    human = [dict(_cut, noise_kind=k, noise=share, seeds=3) for k, share in dict(aggre=.09, random1=.18, worse=.41).items()]
+    noisy = [dict(noise=.2), dict(noise=.4), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise'),
+             dict(noise=.4, shift='tail20'), dict(noise=.2, shift='tail20')]
+    every = [dict(o, method=['report', 'visits', 'crossval']) for o in [*(dict(_fashion, seeds=5, **o) for o in noisy), *human]]
+    return [*every, *(dict(_fashion, seeds=5, noise=o, method='report') for o in (0., .1, .3, .5))]
+
 def _human():
     "The same on CIFAR-10 with the labels that people gave, with and without crops and flips"
     base = [dict(_cut, seeds=3, augment=o) for o in (False, True)]
@@ -84,7 +92,7 @@ scales = dict(
                _shift | dict(clean_valid=True, method=['joined', 'finetuned'])],
         fails=[_short | dict(method='expected'), _short | dict(meta=_barer),
                _all_of_cifar | dict(method='expected'), _all_of_cifar | dict(meta=[{}, _bare | dict(every=20)])],
-        harmless=_harmless(), human=_human(),
+        harmless=_harmless(), human=_human(), suspects=_suspects(),
         cooled=[dict(o, seeds=5, objective=targets, method=[*_by_hand, 'learned']) for o in (_fashion, _digits)]),
     paper=dict(risk=[dict(_paper, seeds=5, objective=targets, method=_by_hand + _full)],
                noise=[*_noise(_paper), _paper | _clean | dict(seeds=5, valid_share=.02, method=['expected', *_full]),

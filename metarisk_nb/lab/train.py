@@ -29,6 +29,7 @@ from ..data import data_root, four_way, shifts
 from .datasets import arrays_of, doubtful_labels, human_kinds, human_labels, network, split_shares, study_data
 from .methods import all_outputs, measure, recipes, scores_of
 from .run import Run
+from .suspects import finders
 from ..risk import as_risk
 
 # %% ../../nbs/lab/train.ipynb #24511b62
@@ -159,8 +160,8 @@ def train_run(
         learn.add_cb(trace)
         with learn.no_bar(), learn.no_logging():
             start = clock()
-            recipes[run.method](learn, run, *source)
+            found = {**recipes, **finders}[run.method](learn, run, *source)
             seconds = clock() - start - trace.seconds
-        figures = measure(learn.model, learn.dls, run.objective)
+        figures = {**measure(learn.model, learn.dls, run.objective), **(found or {})}
         return dict(key=run.key, config=run.config, **_about(learn.dls), data_mark=mark, seconds=seconds, steps_done=trace.done,
                     figures=figures, trace=_rounded(trace.test(), 6), **_weights(learn, trace.done))
