@@ -595,6 +595,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'metarisk_nb.lab.rivals.cooled_table': ( 'lab/rivals.html#cooled_table',
                                                                                  'metarisk_nb/lab/rivals.py'),
                                         'metarisk_nb.lab.rivals.student': ('lab/rivals.html#student', 'metarisk_nb/lab/rivals.py'),
+                                        'metarisk_nb.lab.rivals.suspects_table': ( 'lab/rivals.html#suspects_table',
+                                                                                   'metarisk_nb/lab/rivals.py'),
                                         'metarisk_nb.lab.rivals.task_name': ('lab/rivals.html#task_name', 'metarisk_nb/lab/rivals.py')},
             'metarisk_nb.lab.run': { 'metarisk_nb.lab.run.Run': ('lab/run.html#run', 'metarisk_nb/lab/run.py'),
                                      'metarisk_nb.lab.run.Run.__post_init__': ('lab/run.html#run.__post_init__', 'metarisk_nb/lab/run.py'),

@@ -5,6 +5,7 @@ from .reducer import *
 from .hypergrad import *
 from .callback import *
 from .data import *
+from .cleaning import *
 from .lab.datasets import cifar10_classes, network, study_data  # noqa: F401
 from .lab.methods import StepsDL, measure, recipes  # noqa: F401
 from .lab.run import Run, rules  # noqa: F401

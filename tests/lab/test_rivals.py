@@ -64,3 +64,19 @@ def test_risks_are_compared_after_their_temperatures():
     assert set(t.index) == {"expected", "cvar", "icvar", "human", "meanvar", "trimmed"} and (t.n == 5).all()
     assert t.loc[["expected", "cvar", "human", "meanvar"]].notna().all(axis=None) and (t["plain lo"] <= t["plain"])[t["plain"].notna()].all()
     assert t.loc["cvar", "learned"] < raw.loc["cvar", "learned"]  # a temperature of the validation data lowers the test risk
+
+
+def test_the_label_report_beside_other_finders():
+    t = suspects_table().set_index("task")
+    whole = t[t.n >= 5].dropna(subset="cleanlab")
+    assert len(whole) >= 6 and (whole.lo > 0).sum() >= 5 and (whole["minus cleanlab"] > -.01).all()
+    assert (whole["label report"] > whole[["margin", "last loss"]].max(axis=1) - .02).all()
+    share = suspects_table(figure="share").set_index("task")
+    uniform = [o for o in share.index if o.startswith("fashion") and "uniform" in o and "tail" not in o]
+    assert len(uniform) >= 5 and ((share["label report"] - share.wrong).abs()[uniform] < .05).all()
+    assert share.loc["fashion, right labels", "label report"] < .03
+
+
+def test_a_table_of_finders_without_runs(tmp_path):
+    (tmp_path/"suspects").mkdir()
+    assert suspects_table(tmp_path).empty
