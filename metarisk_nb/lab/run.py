@@ -46,7 +46,8 @@ told = ('oracle', 'coteaching')                    # They know the share of wron
 on_clean_part = ('joined', 'finetuned', 'clean_only') # They train on clean meta-validation data
 finders = ('visits', 'crossval') # They look for wrong labels, as 'report' does
 constants = dict(gce=('q',), elr=('strength', 'memory')) # Rivals whose constants a run may set in `meta`
-methods = ('expected', 'batch', 'warm', 'gce', 'elr', 'label_smoothing', *makers, *told, *on_clean_part, *finders) # Whatever a run can be trained by
+methods = ('expected', 'batch', 'warm', 'gce', 'elr', 'label_smoothing', *makers, *told, *on_clean_part,
+           *finders) # Whatever a run can be trained by
 
 # %% ../../nbs/lab/run.ipynb #75418256
 first_settings = ('n_inner', 'every', 'meta_lr', 'inner_lr', 'meta_bs', 'knots', 'meta_loss', 'method', 'fresh', 'floor', 'relax',

@@ -79,7 +79,9 @@ def visited(learn, run):
     return {k: v for name, o in dict(margin=-margin, mean_loss=loss, last_loss=last).items() for k, v in finder_figures(name, s, o).items()}
 
 def crossvalidated(learn, run, folds=5):
-    "Confident learning (Northcutt et al., 2021) with cleanlab's defaults: each network says what it makes of the part that it has not seen"
+    """Confident learning (Northcutt et al., 2021) with cleanlab's defaults, from the extra `peers`
+
+    Five networks are trained, and each judges the fifth of the samples that it has not seen."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     s, model = learn.dls.train_ds, deepcopy(learn.model)
@@ -94,4 +96,4 @@ def crossvalidated(learn, run, folds=5):
     learn.model, issues = one.model, find_label_issues(y, p, n_jobs=1)
     return finder_figures('cleanlab', s, 1 - get_label_quality_scores(y, p), p.argmax(1), int(issues.sum()))
 
-finders = dict(report=reported, visits=visited, crossval=crossvalidated) # Method -> function that trains as a Run says, and gives figures
+finders = dict(report=reported, visits=visited, crossval=crossvalidated) # Method -> function that trains a Learner, and gives figures

@@ -68,7 +68,7 @@ def test_seeds_override_those_of_the_scale():
 
 
 @pytest.mark.parametrize("kwargs,says", [
-    (dict(study="riks"), "study must be one of risk, noise, shift, fails, harmless, human, cooled, got 'riks'"), (dict(study="shift", scale="paper"), "study must be one of risk, noise, got 'shift'"),
+    (dict(study="riks"), "study must be one of risk, noise, shift, fails, harmless, human, suspects, cooled, got 'riks'"), (dict(study="shift", scale="paper"), "study must be one of risk, noise, got 'shift'"),
     (dict(study="risk", scale="gpu"), "scale must be one of cpu, paper, smoke, got 'gpu'"), (dict(study="risk", seeds=0), "seeds must be a whole number of at least 1, got 0"),
     (dict(study="risk", seeds=1.5), "seeds must be .*, got 1.5"), (dict(study="risk", seeds="3"), "seeds must be .*, got '3'")], ids=str)
 def test_bad_arguments_are_refused_by_name(kwargs, says):
