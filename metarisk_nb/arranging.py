@@ -11,7 +11,7 @@ from warnings import warn
 from torch import Tensor
 
 from .learned import Learned
-from .loaders import sample_numbers, undivided
+from .loaders import sample_numbers
 from .losses import single_label
 from .processes import gathered, process_group
 
@@ -34,12 +34,12 @@ class Arranging(Learned):
         "Say what 'auto' means for this task and loader"
         if self.found is not None: return
         classes = self._has_classes()
-        numbered = sample_numbers(undivided(self.dls.train), self.iter, len(self.given.y[0])) if classes else None
+        numbered = sample_numbers(self.dls.train, self.iter, len(self.given.y[0])) if classes else None
         rank = 'loss' if not classes else 'class' if numbered is None else 'history'
         if self.rank not in ('auto', 'loss') and not classes:
             raise ValueError(f"rank={self.rank!r} needs logits of several classes and one label per sample: use rank='loss'")
         if self.rank == 'history' and rank != 'history':
-            raise ValueError("rank='history' needs sample numbers, which fastai's loaders of one process have: use rank='class'")
+            raise ValueError("rank='history' needs sample numbers, which fastai's loaders have: use rank='class'")
         self.found = dict(rank=rank if self.rank == 'auto' else self.rank)
 
     def labels(self)->Tensor:
@@ -52,9 +52,10 @@ class Arranging(Learned):
 
     def _observed(self):
         "What a `LabelDoubt` wants to know of this batch"
-        dl, ids = undivided(self.dls.train), None
+        dl, ids, group = self.dls.train, None, process_group(self.model)
+        pred = gathered(self.given.unedited(self.pred), group)
         if self.picked('rank') == 'history': ids = self._numbers(dl, len(self.given.y[0]))
-        pred = gathered(self.given.unedited(self.pred), process_group(self.model))
+        if ids is not None: ids = gathered(ids.to(pred.device), group)
         return pred, self.labels(), ids, 0 if ids is None else len(dl.dataset)
 
     def arrange(self,

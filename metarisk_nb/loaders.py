@@ -52,7 +52,7 @@ def sample_numbers(
 ):         # A tensor of n whole numbers; None where nobody knows
     "The places in the data set of a batch's samples"
     numbers, bs = getattr(dl, '_DataLoader__idxs', None), loader_bs(dl)  # where fastai keeps those of the pass
-    if not isinstance(numbers, (list, tuple, np.ndarray)) or not bs or type(dl).__name__ == 'DistributedDL': return None
+    if not isinstance(numbers, (list, tuple, np.ndarray)) or not bs: return None
     try: here = np.asarray(numbers[i * bs:(i + 1) * bs])
     except ValueError: return None  # of several lengths
     return torch.from_numpy(here.astype(np.int64)) if here.shape == (n,) and here.dtype.kind in 'iu' else None

@@ -33,7 +33,7 @@ class Reporting(Arranging):
         doubt.catch_up()
         doubt.record.catch_up()
         if len(doubt.record): return doubt.record
-        raise ValueError("a label report needs one label per sample and sample numbers, which fastai's loaders of one process have "
+        raise ValueError("a label report needs one label per sample and sample numbers, which fastai's loaders have "
                          f"(here rank={self.picked('rank')!r})")
 
     def show_suspects(self,

@@ -57,7 +57,7 @@ class Apart(MetaBatches):
 
 
 def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, reduction="mean", weight=None, **kw):
-    cbs = {"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": []}[kind]
+    cbs = {"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": [], "default": [MetaRisk()]}[kind]
     loss = CrossEntropyLossFlat(reduction=reduction, weight=weight and torch.tensor(weight))
     learn = learner(cbs, model=model(), shuffle=False, bs=10 * (join or 1), loss=loss, metrics=[RiskMetric("cvar:.3")])
     if bn: learn.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
@@ -77,7 +77,16 @@ def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=Fa
             if start: learn.load("model"); learn.meta_risk.load("meta")
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, .1, start_epoch=start)
             with learn.no_bar(): risk = learn.validate()[1]
-    return dict(theta=state(learn), phi=look.rows, risk=torch.tensor([risk]))
+    told = dict(samples=recorded(learn)) if kind == "default" else {}
+    return dict(theta=state(learn), phi=look.rows, risk=torch.tensor([risk]), **told)
+
+
+def recorded(learn):
+    "What the record has of each sample"
+    doubt = learn.meta_risk.curriculum.doubt
+    doubt.catch_up()
+    doubt.record.catch_up()
+    return dict(doubt.record.samples, seen=doubt.seen)
 
 
 if __name__ == "__main__":

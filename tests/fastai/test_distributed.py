@@ -49,10 +49,12 @@ SETTINGS = [dict(kind="plain"), dict(kind="batch", risk="cvar:.3"), dict(), dict
 WEIGHED = dict(weight=[.2, 1., 3.], reduction="sum")
 OWN = [dict(kind="plain", **WEIGHED), dict(kind="batch", risk="expected", **WEIGHED), dict(meta_lr=1e-7, **WEIGHED)]
 
+DEFAULT = dict(kind="default", epochs=3)
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    got = two(tmp_path_factory.mktemp("two"), *SETTINGS, *OWN)
+    got = two(tmp_path_factory.mktemp("two"), *SETTINGS, *OWN, DEFAULT)
     assert isinstance(got, list), got
     return got
 
@@ -69,8 +71,18 @@ def test_two_processes_learn_what_one_learns_from_the_joined_batches(i, results,
 
 
 def test_uniform_weights_are_the_own_loss_of_each_process(results):
-    plain, *others = [a for a, _ in results[len(SETTINGS):]]
+    plain, *others = [a for a, _ in results[len(SETTINGS):-1]]
     assert all(close(plain["theta"], o["theta"], 1e-3) for o in others) and others[1]["phi"][-1].any()
+
+
+def test_every_process_knows_every_sample(results, tmp_path):
+    a, b = (o["samples"] for o in results[-1])
+    assert all(torch.equal(a[k], b[k]) for k in a if k != "decoy")  # the first process has saved, so it counted earlier
+    assert (a["visits"] == 3).all() and not a["seen"].isnan().any()
+    one = distributed_worker.run(tmp_path, join=2, **DEFAULT)["samples"]
+    order = distributed_worker.joined(200, 10, 2)
+    assert all((a[k][order] == one[k]).all() for k in ("label", "visits")) and close([a["loss"][order]], [one["loss"]], 1e-3)
+    assert close([a["seen"][order]], [one["seen"]], 1e-3)
 
 
 def test_synchronised_batch_norm_is_refused():
