@@ -28,7 +28,7 @@ def _runs_of(df, row):
     "The runs of one task, of any method, length and constant"
     want = Run(**bench_row(row))
     same = [k for k in ('data', 'arch', 'noise', 'shift', 'mom', 'lr', 'augment') if k in df]
-    opt = df.get('opt', pd.Series('sgd', df.index)).fillna('sgd')
+    opt = df.get('opt', pd.Series('sgd', df.index)).astype(object).fillna('sgd')
     here = np.logical_and.reduce([df[k] == getattr(want, k) for k in same]) & (opt == want.opt)
     if want.noise: here &= df.noise_kind == want.noise_kind
     return df[here], want
