@@ -43,8 +43,8 @@ def wrong_shares(
     size, of_class, valley = np.bincount(label, minlength=n_classes), [], _valley(loss)
     for k in range(n_classes):
         l, own = loss[label == k], decoy[named == k]
-        beyond = _share(l, own if len(own) >= few else decoy) if valley is None else (l > valley).mean() if len(l) else 0.
-        of_class.append(beyond)
+        if valley is None: of_class.append(_share(l, own if len(own) >= few else decoy))
+        else: of_class.append((l > valley).mean() if len(l) else 0.)
     overall = np.average(of_class, weights=size)
     return overall, (size * of_class + few * overall) / (size + few)
 

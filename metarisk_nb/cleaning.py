@@ -40,13 +40,13 @@ class CleanedSet:
 def _cleaned(dataset, kept, labels):
     "The same kind of data set where it is read by whole batches"
     if isinstance(dataset, TensorSet):
-        y = dataset.y.clone()
-        for i, k in labels.items(): y[i] = k
-        return TensorSet(dataset.x[kept], y[kept], dataset.clean[kept], dataset.vocab, dataset.mean, dataset.std)
+        new = dataset.part(kept)  # a copy; where there are labels, all samples stay
+        for i, k in labels.items(): new.y[i] = k
+        return new
     if not hasattr(dataset, 'all_col_names'): return CleanedSet(dataset, kept, labels)
     new = dataset.iloc[kept]  # a table
     rows, column = new.items.copy(), new.items.columns.get_loc(dataset.y_names[0])
-    for i, k in labels.items(): rows.iloc[kept.index(i), column] = k
+    for i, k in labels.items(): rows.iloc[i, column] = k
     new.items = rows
     return new
 

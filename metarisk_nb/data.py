@@ -68,6 +68,12 @@ class TensorSet:
         "The samples one by one"
         return [self[i] for i in range(len(self))]
 
+    def part(self,
+        i, # Places, or a mask
+    ):
+        "Some of its samples, with all else as here"
+        return TensorSet(self.x[i], self.y[i], self.clean[i], self.vocab, self.mean, self.std)
+
     def new_empty(self):
         "The same without samples, for `learn.export`"
         x, y, clean = [None if o is None else o[:0].clone() for o in (self.x, self.y, self.clean)]
@@ -206,8 +212,6 @@ def fashion_mini(
     return four_way(train, test, noise, noise_kind, clean_valid, bs, seed, classes=fashion_classes, **kwargs)
 
 # %% ../nbs/04_data.ipynb #bb970748
-def _part_of(s, i): return TensorSet(s.x[i], s.y[i], s.clean[i], s.vocab, s.mean, s.std)
-
 def long_tail(
     s:TensorSet,
     ratio=10.,  # How many times more of the first class than of the last one are kept
@@ -217,7 +221,7 @@ def long_tail(
     if not ratio >= 1: raise ValueError(f'ratio must be at least 1, got {ratio}')
     g, n_classes = torch.Generator().manual_seed(seed), len(s.vocab) if s.vocab else int(s.clean.max()) + 1
     share = ratio ** -(torch.arange(n_classes) / max(n_classes - 1, 1))
-    return _part_of(s, (torch.rand(len(s), generator=g) < share[s.clean.cpu()]).to(s.x.device))
+    return s.part((torch.rand(len(s), generator=g) < share[s.clean.cpu()]).to(s.x.device))
 
 def worse_images(
     s:TensorSet,

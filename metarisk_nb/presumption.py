@@ -164,7 +164,8 @@ class Presumption(Curriculum):
         "Where the samples would stand in a sorted batch of `n` that is like the last batches: most doubtful label or largest loss first"
         if known := y is not None and pred is not None: self.doubt.note(pred, y, ids, n_items)
         found = self.doubt.catch_up() if known else losses.detach()
-        if y is not None: found = found - F.pad(self.classes.benefit_of(y.flatten()).to(found), (len(found) - len(losses), 0))
+        if y is not None and len(self.classes.benefit):
+            found = found - F.pad(self.classes.benefit_of(y.flatten()).to(found), (len(found) - len(losses), 0))
         n, worse = self.reducer.n, self.population.rank(found)[-len(losses):]
         return (n * worse).long().clamp(max=n - 1)
 

@@ -6,6 +6,8 @@
 __all__ = ['LabelRecord']
 
 # %% ../nbs/parts/record.ipynb #7b2e0d03
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -99,5 +101,4 @@ class LabelRecord:
         state:dict, # From `state_dict`
     ):
         "Go on from a saved state"
-        vars(self).update({k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()}, waiting=[])
-        if self.samples is not None: self.samples = {k: v.clone() for k, v in self.samples.items()}
+        vars(self).update(deepcopy(state), waiting=[])

@@ -42,7 +42,7 @@ class Reporting(Arranging):
     ):
         "Show the samples whose labels are most probably wrong, without augmentation: the given label, then the suggested one"
         report, train = self.label_report(n), undivided(self.dls.train)
-        names, index = class_names(self.dls, self._record().n_classes), report['index'].tolist()
+        names, index = [*report.attrs['of_class']], report['index'].tolist()
         these = dict(shuffle=False, drop_last=False, bs=len(index), n=len(index), get_idxs=lambda: index)
         dl = undivided(self.dls.valid).new(train.dataset, **these)
         dl.show_results(dl.one_batch(), torch.tensor([names.index(o) for o in report.suggested]), max_n=n, **kwargs)

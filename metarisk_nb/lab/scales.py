@@ -8,6 +8,7 @@ __all__ = ['targets', 'harmless', 'hurt', 'scales', 'gpus', 'bench_row']
 # %% ../../nbs/lab/scales.ipynb #11768d0f
 _fashion, _cut = dict(data='fashion_mini', steps=2000), dict(data='cifar10_cut', arch='cnn', steps=3000)
 _digits = dict(data='digits', steps=600)
+_people = dict(aggre=.09, random1=.18, worse=.41) # Kind of human labels -> share of wrong ones
 targets = ['expected', 'cvar', 'icvar', 'human', 'meanvar', 'trimmed'] # Rows of Table 3, each with the paper's parameter
 _by_hand = ['expected', 'batch', 'warm']                               # Columns of Table 3 beside the learned one
 _no_clean = ['expected', 'learned', 'gce', 'label_smoothing', 'coteaching']
@@ -65,8 +66,8 @@ def _harmless():
     return [*(o for kind, row in rows for o in _against(dict(bench_row(row), seeds=5), kind == 'noisy')), *first]
 
 def _suspects():
-    "Who finds wrong labels: seven tasks with labels of known truth, and right ones"
-    human = [dict(_cut, noise_kind=k, noise=share, seeds=3) for k, share in dict(aggre=.09, random1=.18, worse=.41).items()]
+    "Who finds wrong labels: six kinds of drawn noise and three of people's; and for the report's share, four more rates of uniform noise"
+    human = [dict(_cut, noise_kind=k, noise=share, seeds=3) for k, share in _people.items()]
     noisy = [dict(noise=.2), dict(noise=.4), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise'),
              dict(noise=.4, shift='tail20'), dict(noise=.2, shift='tail20')]
     every = [dict(o, method=['report', 'visits', 'crossval']) for o in [*(dict(_fashion, seeds=5, **o) for o in noisy), *human]]
@@ -75,9 +76,8 @@ def _suspects():
 def _human():
     "The same on CIFAR-10 with the labels that people gave, with and without crops and flips"
     base = [dict(_cut, seeds=3, augment=o) for o in (False, True)]
-    kinds = dict(aggre=.09, random1=.18, worse=.41)
     return [*(o for b in base for o in _against(b, False)),
-            *(o for b in base for k, share in kinds.items() for o in _against(dict(b, noise_kind=k, noise=share), True))]
+            *(o for b in base for k, share in _people.items() for o in _against(dict(b, noise_kind=k, noise=share), True))]
 
 scales = dict(
     cpu=dict(

@@ -16,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold
 
 from ..callback import MetaRisk
-from ..data import TensorSet
 from ..loaders import sample_numbers
 from .methods import all_outputs, one_cycle, train_on
 
@@ -84,12 +83,11 @@ def crossvalidated(learn, run, folds=5):
     Five networks are trained, and each judges the fifth of the samples that it has not seen."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
-    s, model = learn.dls.train_ds, deepcopy(learn.model)
+    s = learn.dls.train_ds
     p, y = np.zeros((len(s), learn.dls.c)), s.y.cpu().numpy()
-    def part(i): return TensorSet(s.x[i], s.y[i], s.clean[i], s.vocab, s.mean, s.std)
     for seen, unseen in StratifiedKFold(folds, shuffle=True, random_state=run.seed).split(y, y):
-        train_on(learn, part(seen))
-        one = Learner(learn.dls, deepcopy(model), learn.loss_func, opt_func=learn.opt_func, wd=learn.wd, wd_bn_bias=True)
+        train_on(learn, s.part(seen))
+        one = Learner(learn.dls, deepcopy(learn.model), learn.loss_func, opt_func=learn.opt_func, wd=learn.wd, wd_bn_bias=True)
         with one.no_bar(), one.no_logging(): one_cycle(one, run, run.steps * len(seen) // len(s))
         p[unseen] = all_outputs(one.model, s.x[unseen]).softmax(1).cpu().numpy()
     train_on(learn, s)

@@ -339,7 +339,7 @@ def test_saved_and_loaded():
     new.load_state_dict(torch.load(f, weights_only=True))
     for o in (c, new): o.update(0., cut(.4) - .5)
     assert torch.equal(c.weights, new.weights) and torch.equal(c.case.shares, new.case.shares) and new.gap.open and new.convicted
-    assert torch.equal(c.doubt.seen.nan_to_num(-1), new.doubt.seen.nan_to_num(-1)) 
+    assert torch.equal(c.doubt.seen.nan_to_num(-1), new.doubt.seen.nan_to_num(-1))
     assert c.guarded == new.guarded > 0 and c.classes.starving == new.classes.starving
     assert torch.equal(c.classes.received, new.classes.received) and torch.equal(c.classes.benefit, new.classes.benefit)
     with pytest.raises(ValueError, match="first edition"): new.load_state_dict(Curriculum(100, None).state_dict())
