@@ -772,6 +772,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'metarisk_nb.loaders._items_apart': ('parts/loaders.html#_items_apart', 'metarisk_nb/loaders.py'),
                                      'metarisk_nb.loaders._kind_apart': ('parts/loaders.html#_kind_apart', 'metarisk_nb/loaders.py'),
                                      'metarisk_nb.loaders._method_apart': ('parts/loaders.html#_method_apart', 'metarisk_nb/loaders.py'),
+                                     'metarisk_nb.loaders._numbers_of_pass': ( 'parts/loaders.html#_numbers_of_pass',
+                                                                               'metarisk_nb/loaders.py'),
                                      'metarisk_nb.loaders._partial_apart': ('parts/loaders.html#_partial_apart', 'metarisk_nb/loaders.py'),
                                      'metarisk_nb.loaders._shuffled_batches': ( 'parts/loaders.html#_shuffled_batches',
                                                                                 'metarisk_nb/loaders.py'),

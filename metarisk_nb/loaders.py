@@ -45,13 +45,21 @@ def loader_bs(
     "Samples in a batch"
     return getattr(dl, 'bs', None) or getattr(dl, 'batch_size', None)
 
+_over_array = type(iter(np.empty(0)))
+
+def _numbers_of_pass(dl):
+    "Where fastai keeps the numbers of a pass that has begun; an iterator, which loaders that sort texts have there, gives way to its array"
+    numbers = getattr(dl, '_DataLoader__idxs', None)
+    if isinstance(numbers, _over_array): numbers = dl._DataLoader__idxs = numbers.__reduce__()[1][0]  # nothing is drawn from it
+    return numbers
+
 def sample_numbers(
     dl,    # A loader of fastai or torch, in the midst of a pass
     i:int, # Batches of the pass before this one
     n:int, # Samples in this batch
 ):         # A tensor of n whole numbers; None where nobody knows
     "The places in the data set of a batch's samples"
-    numbers, bs = getattr(dl, '_DataLoader__idxs', None), loader_bs(dl)  # where fastai keeps those of the pass
+    numbers, bs = _numbers_of_pass(dl), loader_bs(dl)
     if not isinstance(numbers, (list, tuple, np.ndarray)) or not bs: return None
     try: here = np.asarray(numbers[i * bs:(i + 1) * bs])
     except ValueError: return None  # of several lengths

@@ -33,8 +33,8 @@ class Reporting(Arranging):
         doubt.catch_up()
         doubt.record.catch_up()
         if len(doubt.record): return doubt.record
-        raise ValueError("a label report needs one label per sample and sample numbers, which fastai's loaders have, "
-                         f"except those that sort texts by length (here rank={self.picked('rank')!r})")
+        raise ValueError("a label report needs one label per sample and sample numbers, which fastai's loaders have "
+                         f"(here rank={self.picked('rank')!r})")
 
     def show_suspects(self,
         n=9,      # Samples

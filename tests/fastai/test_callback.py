@@ -9,7 +9,7 @@ from itertools import cycle
 import pytest
 import torch
 import torch.nn.functional as F
-from common import CPU, Half, ce, fit, learner, net, state, tensors
+from common import CPU, Half, ce, equal, fit, learner, net, state, tensors
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, OptimWrapper, accuracy, set_seed
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import ProgressCallback
@@ -405,9 +405,35 @@ def test_bad_arguments(kw, says):
 
 # --- The demo's path on a GPU
 
+def on_cuda(cb, noise):
+    cuda = torch.device("cuda")
+    set_seed(0)
+    return Learner(fashion_mini(noise=noise, device=cuda), mlp().to(cuda), CrossEntropyLossFlat(), metrics=accuracy, opt_func=SGD, cbs=cb)
+
+
 @pytest.mark.gpu
 def test_on_cuda():
-    cuda = torch.device("cuda")
-    learn = Learner(fashion_mini(noise=.5, device=cuda), mlp().to(cuda), CrossEntropyLossFlat(), metrics=accuracy, opt_func=SGD, cbs=MetaRisk.first_edition())
-    fit(learn, 3)
+    learn = fit(on_cuda(MetaRisk.first_edition(), .5), 3)
     assert learn.meta_risk.weights.device.type == "cuda" and learn.validate(ds_idx=3)[1] > .7
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["to_fp32", "to_fp16", "to_bf16"])
+def test_the_default_on_cuda(how, tmp_path):
+    learn = on_cuda(MetaRisk(), .5)
+    if how != "to_fp32": getattr(learn, how)()
+    fit(learn, 10)
+    assert learn.meta_risk.weights.device.type == "cuda" and learn.validate(ds_idx=3)[1] > .8
+    report, s = learn.meta_risk.label_report(), learn.dls.train_ds
+    wrong = (s.y != s.clean).cpu().numpy()[report["index"]]
+    assert wrong[:1000].mean() > .95 and wrong[-1000:].mean() < .05 and abs(report.attrs["wrong_share"] - wrong.mean()) < .05
+    learn.path = tmp_path
+    learn.save("here")
+    fit(learn.load("here"), 1)
+    assert learn.meta_risk.label_report().seen.max() == 11
+
+
+@pytest.mark.gpu
+def test_right_labels_leave_training_on_cuda_as_it_was():
+    plain, learn = fit(on_cuda(None, 0.), 3), fit(on_cuda(MetaRisk(), 0.), 3)
+    assert learn.meta_risk.uniform and equal(state(plain), state(learn))

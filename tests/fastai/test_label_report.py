@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import fit, learner, tensors
-from fastai.basics import Adam, DataBlock, Learner, MSELossFlat, load_learner, set_seed
+from fastai.basics import Adam, CrossEntropyLossFlat, DataBlock, Learner, MSELossFlat, load_learner, set_seed
 from fastai.callback.mixup import MixUp
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.transforms import ColReader, ColSplitter
@@ -225,6 +225,50 @@ def test_texts(tmp_path):
     assert len(clean_dls(dls, suspects).train_ds) == 28
     assert [dls.vocab[1][new.train_ds[i][1]] for i in (3, 5)] == ["pos", "pos"]
     assert all(torch.equal(new.train_ds[i][0], dls.train_ds[i][0]) for i in range(30))
+
+
+class Bag(nn.Module):
+    "The mean of the embeddings of a text's words"
+    def __init__(self, words, n=3):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(words, 32), nn.Linear(32, n)
+    def forward(self, x): return self.head(self.embed(x).mean(1))
+
+
+def text_learner(path, share=.3, n=600, drop_last=True):
+    "Short texts about three topics, sorted by length as fastai does it; a share of the labels names another topic"
+    g = np.random.default_rng(0)
+    meant = g.integers(0, 3, n)
+    texts = [" ".join(g.permutation([f"{'abc'[k]}{i}" for i in g.integers(0, 12, 4)] + [f"w{i}" for i in g.integers(0, 30, g.integers(1, 9))])) for k in meant]
+    given = np.where(g.random(n) < share, (meant + g.integers(1, 3, n)) % 3, meant)
+    df = pd.DataFrame(dict(text=texts, label=np.array(["art", "ball", "coin"])[given], meant=np.array(["art", "ball", "coin"])[meant]))
+    dls = TextDataLoaders.from_df(df, path=path, valid_pct=.25, seed=0, bs=45, text_col="text", label_col="label", drop_last=drop_last)
+    set_seed(0)
+    return Learner(dls, Bag(len(dls.vocab[0])), loss_func=CrossEntropyLossFlat(), cbs=MetaRisk()), df
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_texts_that_are_sorted_by_length(tmp_path, drop_last):
+    learn, df = text_learner(tmp_path, drop_last=drop_last)
+    fit(learn, 14, .02)
+    report = learn.meta_risk.label_report()
+    assert learn.meta_risk.picked("rank") == "history"
+    rows = df.loc[report["item"]]
+    wrong = (rows.label != rows.meant).to_numpy()
+    assert (rows.label.to_numpy() == report.label).all() and len(report) == 450
+    assert wrong[:90].mean() > .95 and wrong[200:].mean() < .1 and abs(report.attrs["wrong_share"] - wrong.mean()) < .07
+    assert (report.suggested[:90] == rows.meant.to_numpy()[:90]).mean() > .9 and report.seen.max() == 14
+    assert report.seen.min() == 14 or drop_last
+    assert len(clean_dls(learn.dls, report[report.score > .9]).train_ds) < 360
+
+
+def test_suspects_among_texts_are_shown(tmp_path, capsys):
+    learn, _ = text_learner(tmp_path)
+    fit(learn, 14, .02)
+    learn.meta_risk.show_suspects(4)
+    report, shown = learn.meta_risk.label_report(4), capsys.readouterr().out.split()
+    texts, words = [learn.dls.train_ds[i][0] for i in report["index"]], learn.dls.vocab[0]
+    assert shown == [*(words[i] for o in texts for i in o), *report.label, *report.suggested]
 
 
 def test_what_cannot_be_cleaned():
