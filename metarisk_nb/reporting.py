@@ -11,7 +11,7 @@ from copy import deepcopy
 import torch
 
 from .arranging import Arranging
-from .loaders import class_names, item_names, undivided
+from .loaders import class_names, item_names, some_samples, undivided
 
 # %% ../nbs/parts/reporting.ipynb #ae510a04
 class Reporting(Arranging):
@@ -41,8 +41,6 @@ class Reporting(Arranging):
         **kwargs, # As `learn.show_results` takes them
     ):
         "Show the samples whose labels are most probably wrong, without augmentation: the given label, then the suggested one"
-        report, train = self.label_report(n), undivided(self.dls.train)
-        names, index = [*report.attrs['of_class']], report['index'].tolist()
-        these = dict(shuffle=False, drop_last=False, bs=len(index), n=len(index), get_idxs=lambda: index)
-        dl = undivided(self.dls.valid).new(train.dataset, **these)
+        report = self.label_report(n)
+        names, dl = [*report.attrs['of_class']], some_samples(self.dls, report['index'].tolist())
         dl.show_results(dl.one_batch(), torch.tensor([names.index(o) for o in report.suggested]), max_n=n, **kwargs)

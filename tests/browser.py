@@ -3,7 +3,10 @@ import importlib.util
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import threading
+import time
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +52,25 @@ def serve(folder):
         threading.Thread(target=s.serve_forever, daemon=True).start()
         try: yield f"http://127.0.0.1:{s.server_address[1]}/"
         finally: s.shutdown()
+
+
+@contextmanager
+def voila(nb, tmp):
+    "Serve a notebook as a page on loopback"
+    port, log = free_port(), tmp / "voila.txt"
+    args = ["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--show_tracebacks=True"]
+    with log.open("w") as out:
+        p = subprocess.Popen([sys.executable, "-m", "voila", nb, *args], cwd=nb.parent, stdout=out, stderr=subprocess.STDOUT)
+        try:
+            for _ in range(240):
+                if p.poll() is not None: pytest.fail(log.read_text())
+                with socket.socket() as s:
+                    if s.connect_ex(("127.0.0.1", port)) == 0: break
+                time.sleep(.5)
+            yield f"http://127.0.0.1:{port}/"
+        finally:
+            p.terminate()
+            p.wait(20)
 
 
 @contextmanager

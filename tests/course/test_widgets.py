@@ -1,40 +1,18 @@
 "Every widget of lesson 07 opened and moved in a real Chromium, through Voila: pictures, numbers and words change as computed here"
 import json
 import os
-import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from browser import free_port, needs_browser, page
+from browser import needs_browser, page, voila
 from fastcore.test import test_eq as eq
 
 from metarisk_nb.widget import CurriculumPlayer, NoiseLab, RiskExplorer, SpectrumDesigner, stored_runs
 
 ROOT = Path(__file__).parents[2]
 SHOTS = os.environ.get("SHOTS")  # a folder: keep a picture of each widget there (`make shots`)
-
-
-@contextmanager
-def voila(nb, tmp):
-    "Serve a notebook as a page on loopback"
-    port, log = free_port(), tmp / "voila.txt"
-    args = ["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--show_tracebacks=True"]
-    with log.open("w") as out:
-        p = subprocess.Popen([sys.executable, "-m", "voila", nb, *args], cwd=nb.parent, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            for _ in range(240):
-                if p.poll() is not None: pytest.fail(log.read_text())
-                with socket.socket() as s:
-                    if s.connect_ex(("127.0.0.1", port)) == 0: break
-                time.sleep(.5)
-            yield f"http://127.0.0.1:{port}/"
-        finally:
-            p.terminate()
-            p.wait(20)
 
 
 @pytest.fixture(scope="module")
