@@ -50,6 +50,7 @@ def times_plain(
 )->float: # 1 for every method without a meta-step
     "How many times as long as plain training a run takes, by counting passes"
     if r.method == 'crossval': return 4.  # five networks on four fifths of the data
+    if r.method in ('deleted', 'relabelled'): return 2.
     if r.method not in ('learned', 'paper'): return 1.
     s, share = r.settings, r.valid_share or split_shares(r.data)[1]
     validation = min(s['meta_bs'], round(share * _n[r.data])) / r.bs

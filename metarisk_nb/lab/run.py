@@ -44,7 +44,7 @@ makers = dict(learned=_first, paper=MetaRisk.paper, presumption=MetaRisk, report
               **dict.fromkeys(replays, _first)) # Method -> what makes its MetaRisk
 told = ('oracle', 'coteaching')                    # They know the share of wrong labels
 on_clean_part = ('joined', 'finetuned', 'clean_only') # They train on clean meta-validation data
-finders = ('visits', 'crossval') # They look for wrong labels, as 'report' does
+finders = ('visits', 'crossval', 'deleted', 'relabelled') # They look for wrong labels, as 'report' does, or act on what it found
 constants = dict(gce=('q',), elr=('strength', 'memory')) # Rivals whose constants a run may set in `meta`
 methods = ('expected', 'batch', 'warm', 'gce', 'elr', 'label_smoothing', *makers, *told, *on_clean_part,
            *finders) # Whatever a run can be trained by

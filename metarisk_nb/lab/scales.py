@@ -66,12 +66,16 @@ def _harmless():
     return [*(o for kind, row in rows for o in _against(dict(bench_row(row), seeds=5), kind == 'noisy')), *first]
 
 def _suspects():
-    "Who finds wrong labels: six kinds of drawn noise and three of people's; and for the report's share, four more rates of uniform noise"
+    """Who finds wrong labels, and what a second run makes of it: six kinds of drawn noise and three of people's
+
+    Those that depend on the length of a run have two shorter ones to choose from; the report's share is asked at four more rates."""
     human = [dict(_cut, noise_kind=k, noise=share, seeds=3) for k, share in _people.items()]
     noisy = [dict(noise=.2), dict(noise=.4), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise'),
              dict(noise=.4, shift='tail20'), dict(noise=.2, shift='tail20')]
-    every = [dict(o, method=['report', 'visits', 'crossval']) for o in [*(dict(_fashion, seeds=5, **o) for o in noisy), *human]]
-    return [*every, *(dict(_fashion, seeds=5, noise=o, method='report') for o in (0., .1, .3, .5))]
+    tasks = [*(dict(_fashion, seeds=5, **o) for o in noisy), *human]
+    whole = [dict(o, method=['report', 'visits', 'crossval', 'deleted', 'relabelled']) for o in tasks]
+    shorter = [dict(o, method=['visits', 'crossval'], steps=[o['steps'] // 4, o['steps'] // 2]) for o in tasks]
+    return [*whole, *shorter, *(dict(_fashion, seeds=5, noise=o, method='report') for o in (0., .1, .3, .5))]
 
 def _human():
     "The same on CIFAR-10 with the labels that people gave, with and without crops and flips"
