@@ -47,8 +47,8 @@ browser:                          ## Chromium for the tests of the widgets and t
 handout: $(STAMP)                 ## the lessons without their solutions, for a class, into _handout
 	$(BIN)/python scripts/handout.py
 
-shots: $(STAMP)                   ## photograph the widgets in a browser: the still figures of notebook 07
-	SHOTS=nbs/images $(BIN)/python -m pytest tests/course/test_widgets.py
+shots: $(STAMP)                   ## photograph the widgets in a browser: the still figures of notebooks 07 and 16a
+	SHOTS=nbs/images $(BIN)/python -m pytest tests/course/test_widgets.py tests/course/test_cleaner.py
 
 prepare: $(STAMP)                 ## before each commit: export, clean, README
 	$(BIN)/nbdev-export

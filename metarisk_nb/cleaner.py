@@ -76,7 +76,7 @@ class LabelCleaner(W.VBox):
     ):
         full = learn.meta_risk.label_report()
         self.dls, self.file, self.samples = learn.dls, Path(file), len(undivided(learn.dls.train).dataset)
-        self.classes, self.known = [*full.attrs['of_class']], full.set_index('index')
+        self.summary, self.classes, self.known = full.attrs['summary'], [*full.attrs['of_class']], full.set_index('index')
         self.known['item'] = self.known['item'].map(_plain) if 'item' in full else None
         self.report = full.head(round(full.attrs['wrong_share'] * len(full))) if report is None else report
         self.decided, self.n, self.at = self._read(), page, 0
@@ -148,11 +148,12 @@ class LabelCleaner(W.VBox):
 
     def words(self)->str:
         "How far the work is"
-        if not len(self.report): return 'The report found no label that is probably wrong: there is nothing to look at.'
+        if not len(self.report): return f'{self.summary} There is nothing to look at.'
         first = self.at * self.n + 1
         count = pd.Series([o for o, _ in self.decided.values()], dtype=object).value_counts()
         done = ', '.join(f'{count.get(o, 0)} {o}' for o in verdicts)
-        return f'Suspects {first} to {min(first + self.n - 1, len(self.report))} of {len(self.report)}. Decided: {done}, in {self.file}'
+        shown = f'Suspects {first:,} to {min(first + self.n - 1, len(self.report)):,} of {len(self.report):,}.'
+        return f'{self.summary} {shown} Decided: {done}, in {self.file}'
 
     def _say(self): self.status.value = f'<p role="status">{html.escape(self.words())}</p>'
     def __repr__(self): return self.words()

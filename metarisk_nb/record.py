@@ -39,7 +39,7 @@ class LabelRecord:
     ):
         "Note what the network makes of a batch"
         if self.waiting and self.waiting[0][3] != n_items: self.waiting = []
-        self.waiting.append((p, y, ids.to(p.device), n_items))
+        self.waiting.append((p.detach(), y, ids.to(p.device), n_items))
         if len(self.waiting) == self.most: self.catch_up()
 
     def catch_up(self):

@@ -1,5 +1,6 @@
 "The suspects of a label report, looked at and decided by a person: in Python, and in a real Chromium through Voila"
 import json
+import os
 
 import nbformat
 import numpy as np
@@ -19,6 +20,8 @@ from metarisk_nb.callback import MetaRisk
 from metarisk_nb.cleaner import LabelCleaner
 from metarisk_nb.cleaning import clean_dls, read_decisions
 from metarisk_nb.data import fashion_mini
+
+SHOTS = os.environ.get("SHOTS")  # a folder: keep a picture of the widget there (`make shots`)
 
 
 class Mean(nn.Module):
@@ -178,4 +181,4 @@ def test_keyboard_and_mouse_in_the_browser(tmp_path):
         assert decided == ["keep", "relabel", "delete"] + ["delete"] * 6
         assert not p.locator(".jupyter-widgets img:not([alt])").count()
         assert lists.evaluate_all("all => all.every(e => e.title || e.getAttribute('aria-label') || e.labels?.length)")
-        p.screenshot(path=str(tmp_path/"cleaner.png"))
+        if SHOTS: p.locator(".widget-vbox", has=status).first.screenshot(path=f"{SHOTS}/label_cleaner.png")

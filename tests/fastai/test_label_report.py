@@ -58,11 +58,13 @@ def test_it_finds_wrong_labels_and_says_how_many():
     assert w[:80].mean() > .95 and w[200:].mean() < .05
     meant = learn.dls.train_ds.clean.numpy()[report["index"]]
     assert (meant[:80] == report.suggested[:80]).mean() > .9
+    most = max(report.attrs["of_class"], key=report.attrs["of_class"].get)
+    assert report.attrs["summary"].startswith(f"About {report.attrs['wrong_share']:.0%} of 400 labels look wrong: most often those that say {most} (")
 
 
 def test_right_labels_are_left_alone():
     report = fit(noisy(MetaRisk(), share=0.), 8, .01).meta_risk.label_report()
-    assert report.attrs["wrong_share"] < .03
+    assert report.attrs["wrong_share"] < .03 and report.attrs["summary"].startswith("Found little: ")
 
 
 def test_each_visit_counts_whether_the_callback_had_anything_to_do_or_not():
