@@ -1044,6 +1044,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'metarisk_nb/reducer.py'),
                                      'metarisk_nb.reducer.interpolation': ('reducer.html#interpolation', 'metarisk_nb/reducer.py')},
             'metarisk_nb.reporting': { 'metarisk_nb.reporting.Reporting': ('parts/reporting.html#reporting', 'metarisk_nb/reporting.py'),
+                                       'metarisk_nb.reporting.Reporting._judged': ( 'parts/reporting.html#reporting._judged',
+                                                                                    'metarisk_nb/reporting.py'),
                                        'metarisk_nb.reporting.Reporting._record': ( 'parts/reporting.html#reporting._record',
                                                                                     'metarisk_nb/reporting.py'),
                                        'metarisk_nb.reporting.Reporting.label_report': ( 'parts/reporting.html#reporting.label_report',

@@ -28,7 +28,9 @@ class LabelRecord:
     most_visits = 255   # From then on, means follow the last 255 visits
     most_classes = 2000 # With more classes there are no decoys: they need a number per pair of classes
     columns = dict(loss=torch.float32, decoy=torch.float16, label=torch.int16, believed=torch.int16, votes=torch.uint8, visits=torch.uint8)
-    def __init__(self): self.samples, self.flows, self.n_classes, self.waiting = None, None, 0, []
+    def __init__(self):
+        self.samples, self.flows, self.n_classes, self.waiting = None, None, 0, []
+        self.doubted = 1.  # share of the labels that were not believed, of late
     def __len__(self): return 0 if self.samples is None else len(self.samples['label'])
 
     def note(self,
@@ -72,6 +74,7 @@ class LabelRecord:
         if self.flows is not None:
             new['decoy'] = mean('decoy', _decoy_of(ids, y, self.flows))
             self._flow(now, y)
+        if len(y): self.doubted = torch.lerp(torch.as_tensor(self.doubted).to(p), (now != y).to(p).mean(), min(1., len(y) / len(self)))
         for k, v in new.items(): self.samples[k][ids] = v.to(self.columns[k])
 
     def _majority(self, s, known, now):
@@ -96,7 +99,8 @@ class LabelRecord:
         "The record, as plain tensors and a number"
         self.catch_up()
         samples = None if self.samples is None else {k: v.cpu().clone() for k, v in self.samples.items()}
-        return dict(samples=samples, flows=None if self.flows is None else self.flows.cpu().clone(), n_classes=self.n_classes)
+        flows = None if self.flows is None else self.flows.cpu().clone()
+        return dict(samples=samples, flows=flows, n_classes=self.n_classes, doubted=float(self.doubted))
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):

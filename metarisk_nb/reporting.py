@@ -11,11 +11,12 @@ from copy import deepcopy
 import torch
 
 from .arranging import Arranging
-from .loaders import class_names, item_names, some_samples, undivided
+from .loaders import class_names, item_names, n_items, some_samples, undivided
 
 # %% ../nbs/parts/reporting.ipynb #ae510a04
 class Reporting(Arranging):
     "A callback that says which labels are wrong"
+    enough = 100 # Validation samples without which no harm found says nothing
     def label_report(self,
         n=None, # Rows; None: all samples that were seen
     ):
@@ -24,7 +25,13 @@ class Reporting(Arranging):
         record, dataset = self._record(), None if self.learn is None else undivided(self.dls.train).dataset
         if dataset is not None and len(dataset) not in (0, len(record)):
             raise ValueError(f'the training data had {len(record)} samples in the last fit, and now have {len(dataset)}: fit again')
-        return label_report(record, item_names(dataset), class_names(self.learn and self.dls, record.n_classes), n)
+        return label_report(record, item_names(dataset), class_names(self.learn and self.dls, record.n_classes), n, self._judged())
+
+    def _judged(self):
+        "What the weights have taken away, if there were validation samples enough to judge by"
+        dl = self.meta_dl if self.meta_dl is not None or self.learn is None else self.dls.valid
+        n = dl is not None and n_items(dl)
+        return None if n and n < self.enough else self.harmful  # an exported Learner has no validation samples any more
 
     def _record(self):
         "A copy of what is known of each label, up to date"

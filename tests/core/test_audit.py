@@ -115,6 +115,50 @@ def test_saved_and_loaded():
     pd.testing.assert_frame_equal(label_report(a), label_report(b))
 
 
+# --- Learned by heart
+
+def by_heart(share, slowest=6, visits=30, n=1000, C=4):
+    "The record of a network that comes to believe every label, each after another number of visits"
+    y, true, wrong = noisy(n, share, C)
+    g, record = torch.Generator().manual_seed(1), LabelRecord()
+    until = torch.rand(n, generator=g) * slowest
+    for k in range(visits):
+        p = (9 * F.one_hot(torch.where(k < until, true, y), C) + torch.randn(n, C, generator=g)).softmax(1)
+        for i in torch.randperm(n, generator=g).split(50): record.note(p[i], y[i], i, n)
+    record.catch_up()
+    return record, wrong
+
+
+@pytest.mark.parametrize("share", [0., .3])
+def test_a_record_of_labels_that_were_learned_by_heart_says_that_it_cannot_tell(share):
+    report = label_report(by_heart(share)[0])
+    assert report.attrs["by_heart"] and "cannot be told" in report.attrs["summary"] and report.attrs["wrong_share"] < .03
+    assert label_report(by_heart(0.)[0], harmful=0.).attrs["summary"].startswith("Found little: ")  # validation data have judged
+
+
+def test_two_groups_that_can_still_be_seen_are_counted():
+    y, true, wrong = noisy(share=.3)
+    record = watched(y, y, 10, sharp=9., record=watched(y, true, 20))
+    report = label_report(record)
+    assert float(record.doubted) < .02 and not report.attrs["by_heart"]
+    assert report.attrs["wrong_share"] == pytest.approx(float(wrong.float().mean()), abs=.05)
+
+
+def test_where_the_weights_say_much_more_both_numbers_are_named():
+    says = label_report(by_heart(.3)[0], harmful=.4).attrs["summary"]
+    assert says.startswith("Between 0% and 40% of 1,000 labels look wrong: ")
+
+
+def test_what_is_believed_of_late_is_followed_over_about_a_pass():
+    y, true, wrong = noisy(share=.3)
+    record = watched(y, true, 5)
+    assert float(record.doubted) == pytest.approx(float(wrong.float().mean()), abs=.1)
+    assert float(watched(true, true, 5, sharp=9., record=record).doubted) < .02
+    other = LabelRecord()
+    other.load_state_dict(record.state_dict())
+    assert float(other.doubted) == float(record.doubted)
+
+
 # --- How many
 
 @pytest.mark.parametrize("share", [0., .1, .3, .5])
