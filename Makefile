@@ -50,9 +50,10 @@ handout: $(STAMP)                 ## the lessons without their solutions, for a 
 shots: $(STAMP)                   ## photograph the widgets in a browser: the still figures of notebooks 07 and 16a
 	SHOTS=nbs/images $(BIN)/python -m pytest tests/course/test_widgets.py tests/course/test_cleaner.py
 
-prepare: $(STAMP)                 ## before each commit: export, clean, README
+prepare: $(STAMP)                 ## before each commit: export, clean, pack results, README
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+	$(BIN)/python -W ignore scripts/pack.py
 	$(BIN)/python scripts/tidy.py
 	$(BIN)/python scripts/bundle.py
 	$(BIN)/python scripts/readme.py

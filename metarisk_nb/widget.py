@@ -21,7 +21,7 @@ from .panel import MetaRiskPanel
 from .plot import palette, plot_losses, plot_scores, plot_weights
 from .risk import Spectral, as_risk, ess_share, risks
 from .lab.run import digest
-from .lab.store import read_record
+from .lab.store import study_records
 from .view import WidgetView, fixed_figure
 
 _all_ = ['LabelCleaner', 'MetaRiskPanel']
@@ -165,7 +165,7 @@ def stored_runs(
     **where,     # Values to pick by: method='learned', objective='cvar'; a list for several
 )->list:         # Dicts with settings, `test_acc` (%), `test_risk`; of seed 0 also `step`, `acc`, `risk`, `steps`, `weights`, `wrong`
     "Runs for the views; ValueError where there is none"
-    runs = _bundled() if folder is None else [_slim(o) for fn in sorted(Path(folder).glob('*.json')) if (o := read_record(fn))]
+    runs = _bundled() if folder is None else [*map(_slim, study_records(Path(folder)))]
     for k, v in where.items(): runs = [o for o in runs if o[k] in (v if isinstance(v, (list, tuple, set)) else [v])]
     if runs: return runs
     asked = ', '.join(f'{k}={v!r}' for k, v in where.items()) or 'these settings'

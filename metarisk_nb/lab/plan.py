@@ -17,13 +17,13 @@ from .contenders import cost_model
 from .datasets import network, split_shares
 from .run import Run
 from .scales import gpus, scales
-from .store import load_results, record_file
+from .store import is_stored, load_results, record_file
 
 # %% ../../nbs/lab/plan.ipynb #23ad9a5b
-def _expand(study, given=None, seeds=1, **block):
-    "All runs of a block"
+def _expand(study, given=None, seeds=1, first=0, **block):
+    "All runs of a block, whose seeds begin with `first`"
     axes = {k: v if isinstance(v, list) else [v] for k, v in block.items()}
-    return [Run(study, seed=s, **dict(zip(axes, o))) for s in range(given or seeds) for o in product(*axes.values())]
+    return [Run(study, seed=s, **dict(zip(axes, o))) for s in range(first, first + (given or seeds)) for o in product(*axes.values())]
 
 def study_runs(
     study:str,      # 'risk' (Tables 3 and 4), 'noise' (Tables 5 and 6), or at scale cpu 'shift' or 'fails'
@@ -88,7 +88,7 @@ def plan(
             seconds, known = _step_seconds(r, rates, gpu)
             rows[k] = dict(zip(('data', 'arch', 'method'), k), runs=0, done=0, time=known, _minutes=seconds * r.steps / 60)
         rows[k]['runs'] += 1
-        rows[k]['done'] += record_file(r, store).exists()
+        rows[k]['done'] += is_stored(record_file(r, store))
     df = pd.DataFrame(rows.values())
     df['minutes each'] = df.pop('_minutes')
     df['hours left'] = df['minutes each'] * (df.runs - df.done) / 60

@@ -61,9 +61,12 @@ def bench_row(
     return {**_fashion, **row}
 
 def _harmless():
-    rows = [(kind, row) for kind, o in harmless.items() for row in o]
     first = [dict(bench_row(row), method='learned', seeds=5) for row in hurt]
-    return [*(o for kind, row in rows for o in _against(dict(bench_row(row), seeds=5), kind == 'noisy')), *first]
+    return [*_bench(), *first]
+
+def _bench(**seeds):
+    "The default, plain training and the rivals on all tasks"
+    return [o for kind, rows in harmless.items() for row in rows for o in _against(dict(bench_row(row), seeds=5, **seeds), kind == 'noisy')]
 
 def _suspects():
     """Who finds wrong labels, and what a second run makes of it: six kinds of drawn noise and three of people's
@@ -96,7 +99,7 @@ scales = dict(
                _shift | dict(clean_valid=True, method=['joined', 'finetuned'])],
         fails=[_short | dict(method='expected'), _short | dict(meta=_barer),
                _all_of_cifar | dict(method='expected'), _all_of_cifar | dict(meta=[{}, _bare | dict(every=20)])],
-        harmless=_harmless(), human=_human(), suspects=_suspects(),
+        harmless=_harmless(), fresh=_bench(first=5), human=_human(), suspects=_suspects(),
         cooled=[dict(o, seeds=5, objective=targets, method=[*_by_hand, 'learned']) for o in (_fashion, _digits)]),
     paper=dict(risk=[dict(_paper, seeds=5, objective=targets, method=_by_hand + _full)],
                noise=[*_noise(_paper), _paper | _clean | dict(seeds=5, valid_share=.02, method=['expected', *_full]),

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from joblib import Parallel, delayed, parallel_config
 
 from .run import Run
-from .store import StoreError, check_room, curriculum_of, flat_row, read_record, record_file, store_folder, write_record
+from .store import StoreError, check_room, curriculum_of, flat_row, is_stored, read_record, record_file, store_folder, write_record
 from .train import train_run
 
 # %% ../../nbs/lab/sweep.ipynb #a8bc0ec0
@@ -45,7 +45,7 @@ def _record_of(run, store, path=None, wait=True):
     fn = record_file(run, store)
     if (rec := read_record(fn)): return rec
     with _locked(run, fn, wait):
-        if fn.exists() and (rec := read_record(fn)): return rec
+        if is_stored(fn) and (rec := read_record(fn)): return rec
         source = [curriculum_of(_record_of(run.source, store, path, wait))] if run.source else []
         with _storing(run, fn): check_room(fn)
         rec = train_run(run, path, *source)
@@ -170,6 +170,6 @@ def sweep(
     return pd.DataFrame([flat_row(read_record(record_file(r, store))) for r in cfgs])
 
 def _way_out(cfgs, store):
-    done = sum(record_file(r, store).exists() for r in cfgs)
+    done = sum(is_stored(record_file(r, store)) for r in cfgs)
     return (f'Nothing more is trained. {done} of {len(cfgs)} runs are stored and stay so: make room on the disk, '
             'or name a folder elsewhere with store= (--store), and the same call trains the rest.')

@@ -6,6 +6,7 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 import sys
 import time
 import warnings
@@ -32,10 +33,13 @@ from metarisk_nb.lab import store as files_of
 from metarisk_nb.lab import sweep as engine
 from metarisk_nb.lab.datasets import *
 from metarisk_nb.lab.methods import *
+from metarisk_nb.lab.plan import plan
 from metarisk_nb.lab.run import Run, makers
 from metarisk_nb.lab.store import *
 from metarisk_nb.lab.sweep import run, sweep
 from metarisk_nb.lab.train import learner_of, train_run
+
+ROOT = Path(__file__).parents[2]
 
 STORE = Path(__file__).parents[2] / "nbs/results"
 short = dict(steps=30, noise=.4)
@@ -105,12 +109,11 @@ FIRST_STUDIES = {"default", "fails", "noise", "risk", "shift"}
 
 def test_every_stored_record_is_found_again():
     n = 0
-    for fn in STORE.glob("*/*.json"):
-        rec = json.loads(fn.read_text())
-        if "config" not in rec: continue  # the figures of the benchmark
-        n += fn.parent.name in FIRST_STUDIES
-        own = {f.name for f in fields(Run) if f.init}
-        assert Run(**{k: v for k, v in rec["config"].items() if k in own}).key == rec["key"] == fn.stem, fn
+    own = {f.name for f in fields(Run) if f.init}
+    for pack in STORE.glob("*.jsonl"):
+        for rec in study_records(pack.with_suffix("")):
+            n += pack.stem in FIRST_STUDIES
+            assert Run(**{k: v for k, v in rec["config"].items() if k in own}).key == rec["key"]
     assert n == 1368
 
 
@@ -571,6 +574,82 @@ def test_a_file_under_another_name_is_no_result(tmp_path):
     fn = tmp_path / r.study / f"{r.key}.json"
     fn.rename(fn.with_name(f"{Run(**short, method='gce').key}.json"))
     with pytest.warns(UserWarning, match="is damaged"): assert len(load_results(r.study, tmp_path)) == 0
+
+
+# --- Packs
+
+def made_up_store(folder, n=4):
+    runs = [Run(method="expected", seed=s) for s in range(n)]
+    for r in runs: write_record(record_file(r, folder), made_up(r) | dict(figures=dict(test_acc=float(r.seed))))
+    return runs, folder / "trial.jsonl"
+
+
+def loose(folder): return [o for o in files(folder) if o.endswith(".json")]
+
+
+def test_a_pack_holds_what_the_files_held(tmp_path):
+    runs, pack = made_up_store(tmp_path)
+    before = load_results("trial", tmp_path)
+    pack_study(tmp_path / "trial")
+    assert loose(tmp_path) == [] and len(pack.read_text().splitlines()) == 4
+    assert load_results("trial", tmp_path).equals(before)
+    assert all(is_stored(record_file(r, tmp_path)) and record(r.key, tmp_path)["figures"] == dict(test_acc=r.seed) for r in runs)
+    assert plan(runs, tmp_path).done.sum() == 4
+    text = pack.read_text()
+    write_record(record_file(runs[0], tmp_path), made_up(runs[0]) | dict(figures=dict(test_acc=9.)))  # a newer one
+    assert load_results("trial", tmp_path).test_acc.max() == 9
+    pack_study(tmp_path / "trial")
+    assert loose(tmp_path) == [] and len(set(text.splitlines()) - set(pack.read_text().splitlines())) == 1  # one line is another
+
+
+def test_packed_runs_are_not_trained_again(tmp_path, monkeypatch):
+    runs, _ = made_up_store(tmp_path)
+    pack_study(tmp_path / "trial")
+    begun = []
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: begun.append(r) or made_up(r))
+    new = Run(method="expected", seed=7)
+    assert len(sweep([*runs, new], store=tmp_path)) == 5 and begun == [new] and loose(tmp_path) == [f"{new.key}.json"]
+
+
+def test_a_damaged_line_of_a_pack_is_named_and_made_again(tmp_path, monkeypatch):
+    runs, pack = made_up_store(tmp_path)
+    pack_study(tmp_path / "trial")
+    lines = pack.read_text().splitlines()
+    hurt = next(r for r in runs if r.key in lines[1])
+    lines[1] = lines[1].replace('"seconds": 1.0', '"seconds": 2.0')
+    pack.write_text("\n".join(["<<<<<<< ours", *lines]))
+    with pytest.warns(UserWarning) as said: df = load_results("trial", tmp_path)
+    said = [str(o.message) for o in said]
+    assert len(df) == 3 and len(said) == 2 and said[0].startswith(f"line 1 of {pack} is no record") and said[1].startswith(f"{hurt.key} in {pack} is damaged")
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: made_up(r))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sweep(runs, store=tmp_path)
+        assert loose(tmp_path) == [f"{hurt.key}.json"]
+        pack_study(tmp_path / "trial")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load_results("trial", tmp_path)) == len(pack.read_text().splitlines()) == 4
+
+
+def test_a_file_that_is_damaged_stays_where_it_is(tmp_path):
+    runs, pack = made_up_store(tmp_path)
+    fn = record_file(runs[2], tmp_path)
+    fn.write_text("{")
+    with pytest.warns(UserWarning, match="is damaged"): pack_study(tmp_path / "trial")
+    assert loose(tmp_path) == [fn.name] and len(pack.read_text().splitlines()) == 3
+
+
+def test_a_pack_that_cannot_be_written_loses_nothing(tmp_path, monkeypatch):
+    runs, pack = made_up_store(tmp_path)
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError): pack_study(tmp_path / "trial")
+    assert len(loose(tmp_path)) == 4 and not pack.exists() and len(load_results("trial", tmp_path)) == 4
+
+
+def test_the_results_of_the_studies_are_packed():
+    loose = subprocess.run(["git", "ls-files", "nbs/results"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert [o for o in loose if o.count("/") > 2 and "/cost/" not in o] == []
 
 
 def test_results_have_the_columns_that_studies_read(tmp_path):
