@@ -7,14 +7,16 @@ __all__ = ['sample_html', 'SuspectCard', 'LabelCleaner']
 
 # %% ../nbs/parts/cleaner.ipynb #c1ea0003
 import html
+import os
 from pathlib import Path
 
 import ipywidgets as W
 import matplotlib.figure as mf
 import pandas as pd
 
-from .cleaning import read_decisions, verdicts, write_decisions
-from .loaders import some_samples, undivided
+from .cleaning import class_numbers, read_decisions, verdicts, write_decisions
+from .loaders import undivided
+from .samples import check_rows, given_labels, item_names, some_samples
 from .view import image_html
 
 # %% ../nbs/parts/cleaner.ipynb #c1ea0005
@@ -23,12 +25,13 @@ def _decoded(
     index, # Places in the training data set
 ):         # A list of inputs as a person sees them
     "The inputs of some training samples, decoded"
+    dataset = undivided(dls.train).dataset
+    if hasattr(dataset, 'all_col_names'):  # a table
+        rows = dataset.iloc[index].decode().items[[o for o in dataset.all_col_names if o not in dataset.y_names]]
+        return [rows.iloc[k] for k in range(len(index))]
     dl = some_samples(dls, index)
     batch = dl.one_batch()
-    if hasattr(dl.dataset, 'all_col_names'):  # a table
-        rows = dl.decode(batch).items
-        return [rows.iloc[k][[o for o in dl.dataset.all_col_names if o not in dl.dataset.y_names]] for k in range(len(index))]
-    return [o[0] for o in dl.decode_batch(batch, max_n=len(index))]
+    return [o[0] for o in dl.decode_batch(batch, max_n=len(index))] if hasattr(dl, 'decode_batch') else [*batch[0]]
 
 def sample_html(
     x,       # An input as fastai decodes it: something with a `show` method, a text, a row of a table, or numbers
@@ -74,11 +77,15 @@ class LabelCleaner(W.VBox):
         report=None,                  # Rows of its label report; by default as many as are estimated to be wrong
         page=12,                      # Suspects on a page
     ):
-        full = learn.meta_risk.label_report()
-        self.dls, self.file, self.samples = learn.dls, Path(file), len(undivided(learn.dls.train).dataset)
-        self.summary, self.classes, self.known = full.attrs['summary'], [*full.attrs['of_class']], full.set_index('index')
-        self.known['item'] = self.known['item'].map(_plain) if 'item' in full else None
-        self.report = full.head(round(full.attrs['wrong_share'] * len(full))) if report is None else report
+        full, train = learn.meta_risk.label_report(), undivided(learn.dls.train).dataset
+        if not len(train): raise ValueError('LabelCleaner shows the training data, and an exported Learner has none')
+        if type(page) is not int or page < 1: raise ValueError(f'page must be a whole number of at least 1, got {page!r}')
+        self.file = Path(file).expanduser()
+        if not os.access(self.file.parent, os.W_OK): raise ValueError(f'file must be in a folder that can be written to, got {file}')
+        self.dls, self.train, self.items = learn.dls, train, item_names(train)
+        self.summary, self.classes = full.attrs['summary'], [*full.attrs['of_class']]
+        most = max(round(full.attrs['wrong_share'] * len(full)), 100 * full.attrs['by_heart'])
+        self.report = self._named(full.head(most) if report is None else report, 'report')
         self.decided, self.n, self.at = self._read(), page, 0
         self.status, self.cards = W.HTML(), W.Box(layout=W.Layout(flex_flow='row wrap'))
         pages = [self._button(f'{k} page', lambda by=by: self.turn(by)) for k, by in (('previous', -1), ('next', 1))]
@@ -92,31 +99,49 @@ class LabelCleaner(W.VBox):
         b.on_click(lambda _: do())
         return b
 
+    def _named(self, rows, what):
+        "Rows about these data, with the classes as they are called here: a CSV file makes numbers of some names"
+        check_rows(rows, self.train, self.classes, what)
+        given, suggested = given_labels(self.train, rows['index']), class_numbers(rows.suggested, self.classes)
+        return rows.assign(label=[self.classes[k] for k in given], suggested=[self.classes[k] for k in suggested])
+
     def _read(self):
-        "What was decided before about these data"
+        "What was decided about these data so far, by this widget or another"
         if not self.file.exists(): return {}
         old = read_decisions(self.file)
-        now, names = self.known.reindex(old['index']), ['item', 'label']
-        same = old.attrs['samples'] == self.samples and (old[names].to_numpy(object) == now[names].to_numpy(object)).all()
-        if not (same and old.suggested.isin(self.classes).all()):
-            raise ValueError(f'{self.file} holds decisions about other data or other labels: name another file')
-        return {o.index: (o.decision, o.suggested) for o in old.set_index('index', drop=False).itertuples(index=False)}
+        if (n := old.attrs['samples']) != len(self.train):
+            raise ValueError(f'{self.file} is about {n} training samples, and there are {len(self.train)}: name another file')
+        rows = self._named(old, f'{self.file}')
+        return {i: self._verdict(*o) for i, *o in zip(rows['index'], rows.decision, rows.label, rows.suggested)}
+
+    def _verdict(self, decision, label, suggested):
+        "What was given is kept or deleted, whatever else was suggested"
+        if decision == 'relabel' and suggested != label: return decision, suggested
+        return 'delete' if decision == 'delete' else 'keep', label
 
     @property
     def decisions(self)->pd.DataFrame:
         "What was decided so far: index, item, label, decision, suggested (the label that it should have)"
-        df = self.known.loc[[*self.decided], ['item', 'label']].reset_index()
-        decision, label = zip(*self.decided.values()) if self.decided else ((), ())
-        return df.assign(decision=decision, suggested=label)
+        index = [*self.decided]
+        decision, label = zip(*self.decided.values()) if index else ((), ())
+        items = [_plain(self.items[i]) for i in index] if self.items else None
+        given = [self.classes[k] for k in given_labels(self.train, index)]
+        return pd.DataFrame(dict(index=index, item=items, label=given, decision=decision, suggested=label))
 
     def decide(self,
         index:int,     # Of a training sample
         decision=None, # ('keep', 'relabel' or 'delete', the label that it should have); None: undecided again
     ):
         "Note a decision, and write all of them"
-        if decision is None: self.decided.pop(index, None)
-        else: self.decided[index] = decision
-        write_decisions(self.file, self.decisions, self.samples)
+        if decision is not None and (decision[0] not in verdicts or decision[1] not in self.classes):
+            raise ValueError(f'decision must be one of {", ".join(verdicts)} with a class, got {decision!r}')
+        before, self.decided = self.decided, {k: v for k, v in self._read().items() if k != index}
+        if decision is not None: self.decided[index] = decision
+        try: write_decisions(self.file, self.decisions, len(self.train))
+        except OSError as e:
+            self.decided = before
+            self.status.value = f'<p role="alert">Nothing was written to {html.escape(str(self.file))}: {e.strerror}</p>'
+            raise
         self._say()
 
     def decide_rest(self,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .batches import of_class
 from .head import LastLinear
-from .loaders import augments, class_names
+from .loaders import augments
+from .samples import class_names
 from .losses import bare, tensors
 from .passes import Snapshot, copied, seeded
 from .processes import gathered, process_group, unwrapped
@@ -98,7 +99,7 @@ class Evidence(Reporting):
         self._named = self._named | {*new}
         vocab = class_names(self.dls, self.pred.shape[1])
         names = ', '.join(str(vocab[i]) for i in new)
-        warn(f'{self.name}: {names} lost most of their weight, so their labels are given the benefit of the doubt (see .guarded)')
+        warn(f'{self.name}: most of the weight of {names} was taken away, so labels get the benefit of the doubt there (see .guarded)')
 
     def _may_listen(self):
         return self.presumes and self.n_inner == 1 and self.picked('method') in ('auto', 'head') and self.asked is None

@@ -65,7 +65,8 @@ class LabelDoubt:
     def _observe(self, pred, y, ids, n_items, batches):
         p = pred.float().softmax(1)
         if self.expected is None: self.expected = p.new_full((p.shape[1],), 1 / p.shape[1])
-        self.expected = self.expected.to(p).lerp(p.mean(0), 1 - self.prior**batches)
+        mean = p[p.isfinite().all(1)].mean(0)
+        self.expected = self.expected.to(p).lerp(mean.where(mean.isfinite(), self.expected.to(p)), 1 - self.prior**batches)
         unknown = (y < 0) | (y >= p.shape[1])
         label = y.masked_fill(unknown, 0)
         believed = p.gather(1, label[:, None])[:, 0]

@@ -51,7 +51,7 @@ class LabelRecord:
         p, y, ids, (n_items, *_) = zip(*waiting)
         p, y, ids = torch.cat(p), torch.cat(y), torch.cat(ids)
         self._hold(p, n_items)
-        nth = torch.where((y >= 0) & (y < p.shape[1]), _nth_visit(ids), -1)
+        nth = torch.where((y >= 0) & (y < p.shape[1]) & p.isfinite().all(1), _nth_visit(ids), -1)
         for k in range(int(nth.max()) + 1): self._count(p[nth == k], y[nth == k], ids[nth == k])
 
     def _hold(self, p, n_items):

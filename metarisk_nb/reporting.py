@@ -11,7 +11,8 @@ from copy import deepcopy
 import torch
 
 from .arranging import Arranging
-from .loaders import class_names, item_names, n_items, some_samples, undivided
+from .loaders import n_items, undivided
+from .samples import class_names, given_labels, item_names, some_samples
 
 # %% ../nbs/parts/reporting.ipynb #ae510a04
 class Reporting(Arranging):
@@ -25,13 +26,22 @@ class Reporting(Arranging):
         record, dataset = self._record(), None if self.learn is None else undivided(self.dls.train).dataset
         if dataset is not None and len(dataset) not in (0, len(record)):
             raise ValueError(f'the training data had {len(record)} samples in the last fit, and now have {len(dataset)}: fit again')
+        if dataset is not None and len(dataset): self._check_labels(record, dataset)
         return label_report(record, item_names(dataset), class_names(self.learn and self.dls, record.n_classes), n, self._judged())
 
+    def _check_labels(self, record, dataset, most=5000):
+        "Have the data the labels that the record is about? Of very many, some are asked"
+        seen = record.samples['visits'].cpu().nonzero()[:, 0]
+        seen = seen[::-(-len(seen) // most)]
+        if (given_labels(dataset, seen.tolist()) != record.samples['label'].cpu()[seen].numpy()).any():
+            raise ValueError('the training data have other labels than in the last fit: fit again. (Or its loader leaves samples out or '
+                             'changes labels on the way, so that nobody knows which sample is which.)')
+
     def _judged(self):
-        "What the weights have taken away, if there were validation samples enough to judge by"
+        "Were there validation samples enough to judge by?"
         dl = self.meta_dl if self.meta_dl is not None or self.learn is None else self.dls.valid
         n = dl is not None and n_items(dl)
-        return None if n and n < self.enough else self.harmful  # an exported Learner has no validation samples any more
+        return not n or n >= self.enough  # an exported Learner has no validation samples any more
 
     def _record(self):
         "A copy of what is known of each label, up to date"
@@ -49,5 +59,7 @@ class Reporting(Arranging):
     ):
         "Show the samples whose labels are most probably wrong, without augmentation: the given label, then the suggested one"
         report = self.label_report(n)
+        if not len(undivided(self.dls.train).dataset):
+            raise ValueError('suspects can be shown where the training data are; an exported Learner has none')
         names, dl = [*report.attrs['of_class']], some_samples(self.dls, report['index'].tolist())
         dl.show_results(dl.one_batch(), torch.tensor([names.index(o) for o in report.suggested]), max_n=n, **kwargs)

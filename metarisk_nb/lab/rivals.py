@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['student', 'contestants', 'task_name', 'bench_table', 'bench_words', 'cooled_table', 'suspects_table',
-           'second_runs_table']
+           'suspects_words', 'second_runs_table', 'second_runs_words']
 
 # %% ../../nbs/lab/rivals.ipynb #1fcd0cf2
 import numpy as np
@@ -148,6 +148,20 @@ def suspects_table(
         rows.append(row)
     return pd.DataFrame(rows).sort_values('task', ignore_index=True) if rows else pd.DataFrame()
 
+def _difference(r, k, digits, lo='lo', hi='hi'):
+    "A mean difference, with its interval where there are seeds enough for a verdict"
+    return f'{r[k]:+.{digits}f}' + (f' ({r[lo]:+.{digits}f} to {r[hi]:+.{digits}f})' if r.n >= 5 else '')
+
+def suspects_words(
+    t, # From `suspects_table`
+)->pd.DataFrame:
+    "The table as text, where the report is compared with cleanlab; human labels last"
+    t = t.dropna(subset='cleanlab')
+    t = pd.concat([t[~t.task.str.startswith('cifar')], t[t.task.str.startswith('cifar')].sort_values('wrong')])
+    names = [o for _, o in _finders.values()]
+    return pd.DataFrame([{'': r.task, 'n': r.n, **{k: f'{r[k]:.3f}' for k in names},
+                          'report minus cleanlab': _difference(r, 'minus cleanlab', 3)} for _, r in t.iterrows()]).set_index('')
+
 # %% ../../nbs/lab/rivals.ipynb #d6e01903
 _second = dict(deleted='without suspects', relabelled='with suggested labels')
 
@@ -169,5 +183,14 @@ def second_runs_table(
             out.update({'n': len(d), name: second[column].mean()}, **dict(zip((f'{name} d', f'{name} lo', f'{name} hi'), student(d))))
         rows.append(out)
     return pd.DataFrame(rows)
+
+def second_runs_words(
+    t, # From `second_runs_table`
+)->pd.DataFrame:
+    "The table as text"
+    plain = {'plain': 'plain', 'plain, best length': 'length', 'GCE': 'GCE', 'ELR': 'ELR', 'first run': 'learned'}
+    return pd.DataFrame([{'': r.task, 'n': r.n, **{k: f'{r[o]:.1f}' for k, o in plain.items()},
+                          **{f'{k}, minus first run': _difference(r, f'{k} d', 1, f'{k} lo', f'{k} hi') for k in _second.values()}}
+                         for _, r in t.iterrows()]).set_index('')
 
 def _plainly(df): return df[~df.augment.astype(bool)] if len(df) else df  # the second runs are not augmented

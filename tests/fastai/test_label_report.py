@@ -1,5 +1,6 @@
 "`learn.meta_risk.label_report()`: which training labels are wrong, in a fastai Learner"
 import io
+import json
 import warnings
 from contextlib import redirect_stdout
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import fit, learner, tensors
-from fastai.basics import Adam, CrossEntropyLossFlat, DataBlock, Learner, MSELossFlat, load_learner, set_seed
+from fastai.basics import Adam, Callback, CrossEntropyLossFlat, DataBlock, Learner, MSELossFlat, load_learner, set_seed
 from fastai.callback.mixup import MixUp
 from fastai.data.block import CategoryBlock, TransformBlock
 from fastai.data.transforms import ColReader, ColSplitter
@@ -24,7 +25,7 @@ from torch import nn
 from metarisk_nb.callback import MetaRisk
 from metarisk_nb.cleaning import clean_dls
 from metarisk_nb.data import TensorSet, fashion_mini
-from metarisk_nb.loaders import item_names
+from metarisk_nb.samples import item_names
 
 
 def big(): return nn.Sequential(nn.Linear(6, 100), nn.ReLU(), nn.Linear(100, 3))
@@ -318,6 +319,38 @@ def test_of_another_data_set():
     learn.dls.loaders[0] = learn.dls[0].new(TensorSet(s.x[:300], s.y[:300]))
     with pytest.raises(ValueError, match="had 400 samples in the last fit, and now have 300: fit again"): learn.meta_risk.label_report()
     assert len(fit(learn, 1).meta_risk.label_report()) == 280  # the last batch is dropped
+
+
+def test_of_the_same_number_of_other_samples():
+    learn = fit(noisy(MetaRisk()), 2)
+    report, s = learn.meta_risk.label_report(), learn.dls.train_ds
+    learn.dls = clean_dls(learn.dls, report[:3], relabel=True)
+    if (learn.dls.train_ds.y == s.y).all(): learn.dls.train_ds.y[3] = (s.y[3] + 1) % 3
+    with pytest.raises(ValueError, match="other labels than in the last fit: fit again"): learn.meta_risk.label_report()
+    assert len(fit(learn, 1).meta_risk.label_report()) == 400
+
+
+def test_one_pass_is_too_early():
+    "The first batches of a pass have high losses, whatever their labels"
+    report = fit(noisy(MetaRisk(), share=0.), 2, .01).meta_risk.label_report()
+    assert report.attrs["summary"] == "Too early to tell: most of 400 labels were seen fewer than 3 times."
+    json.dumps(report.attrs)
+
+
+class Overflow(Callback):
+    "Logits that are not finite, in one batch"
+    def after_pred(self):
+        if self.training and self.epoch == 1 and self.iter == 3: self.learn.pred = self.pred * float("inf")
+    def after_backward(self):
+        if self.epoch == 1 and self.iter == 3: self.learn.opt.zero_grad()
+
+
+def test_a_batch_that_overflowed_is_left_out():
+    learn = noisy(MetaRisk())
+    learn.add_cb(Overflow())
+    report = fit(learn, 8, .01).meta_risk.label_report()
+    assert report.seen.min() == 7 and wrong(learn, report)[:80].mean() > .9
+    assert learn.meta_risk.curriculum.doubt.expected.isfinite().all()
 
 
 def test_with_mixup_samples_have_no_single_label():

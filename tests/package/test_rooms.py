@@ -21,7 +21,7 @@ FILES = {".".join(o.relative_to(PACKAGE).with_suffix("").parts): o for o in sort
 # From the ground up: a module imports only from those before it. The last row keeps old names or gathers new ones
 ROOMS = """
     risk reducer processes files view plot
-    kernels passes checks losses record audit order head curriculum guard presumption hypergrad loaders batches weighing learned arranging reporting evidence callback panel
+    kernels passes checks losses record audit order head curriculum guard presumption hypergrad loaders samples batches weighing learned arranging reporting evidence callback panel
     networks readers data cleaning cleaner
     lab.drawn lab.datasets lab.run lab.store lab.methods lab.suspects lab.train lab.sweep lab.contenders lab.report lab.bench lab.scales lab.plan lab.cli lab.tables lab.rivals
     training study cost scales tables widget all
