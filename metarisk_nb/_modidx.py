@@ -633,6 +633,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'metarisk_nb.lab.rivals._chosen': ('lab/rivals.html#_chosen', 'metarisk_nb/lab/rivals.py'),
                                         'metarisk_nb.lab.rivals._difference': ('lab/rivals.html#_difference', 'metarisk_nb/lab/rivals.py'),
                                         'metarisk_nb.lab.rivals._interval': ('lab/rivals.html#_interval', 'metarisk_nb/lab/rivals.py'),
+                                        'metarisk_nb.lab.rivals._people_last': ( 'lab/rivals.html#_people_last',
+                                                                                 'metarisk_nb/lab/rivals.py'),
                                         'metarisk_nb.lab.rivals._plainly': ('lab/rivals.html#_plainly', 'metarisk_nb/lab/rivals.py'),
                                         'metarisk_nb.lab.rivals._runs_of': ('lab/rivals.html#_runs_of', 'metarisk_nb/lab/rivals.py'),
                                         'metarisk_nb.lab.rivals._strongest': ('lab/rivals.html#_strongest', 'metarisk_nb/lab/rivals.py'),

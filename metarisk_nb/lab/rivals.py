@@ -148,6 +148,9 @@ def suspects_table(
         rows.append(row)
     return pd.DataFrame(rows).sort_values('task', ignore_index=True) if rows else pd.DataFrame()
 
+def _people_last(t): return t.sort_values('wrong' if 'wrong' in t else 'plain', kind='stable').sort_values(
+    'task', key=lambda o: o.str.startswith('cifar'), kind='stable')
+
 def _difference(r, k, digits, lo='lo', hi='hi'):
     "A mean difference, with its interval where there are seeds enough for a verdict"
     return f'{r[k]:+.{digits}f}' + (f' ({r[lo]:+.{digits}f} to {r[hi]:+.{digits}f})' if r.n >= 5 else '')
@@ -156,8 +159,7 @@ def suspects_words(
     t, # From `suspects_table`
 )->pd.DataFrame:
     "The table as text, where the report is compared with cleanlab; human labels last"
-    t = t.dropna(subset='cleanlab')
-    t = pd.concat([t[~t.task.str.startswith('cifar')], t[t.task.str.startswith('cifar')].sort_values('wrong')])
+    t = _people_last(t.dropna(subset='cleanlab'))
     names = [o for _, o in _finders.values()]
     return pd.DataFrame([{'': r.task, 'n': r.n, **{k: f'{r[k]:.3f}' for k in names},
                           'report minus cleanlab': _difference(r, 'minus cleanlab', 3)} for _, r in t.iterrows()]).set_index('')
@@ -176,11 +178,13 @@ def second_runs_table(
         row = dict(zip(keys, task), steps=int(group.steps.max()))
         c = contestants(_plainly(load_results('human' if row['data'] == 'cifar10_cut' else 'harmless', store)), row)
         if not len(c['learned']): continue
-        out = dict(task=task_name(row), n=0, **{k: o[column].mean() for k, o in c.items() if len(o) and k != 'first'})
-        for method, name in _second.items():
-            second = group[group.method == method].set_index('seed')
-            d = (second[column] - c['learned'][column]).dropna()
-            out.update({'n': len(d), name: second[column].mean()}, **dict(zip((f'{name} d', f'{name} lo', f'{name} hi'), student(d))))
+        second = {name: group[group.method == k].set_index('seed')[column] for k, name in _second.items()}
+        seeds = c['learned'].index.intersection(pd.concat(second, axis=1).dropna().index)
+        means = {k: o[column].reindex(seeds).mean() for k, o in c.items() if len(o) and k != 'first'}
+        out = dict(task=task_name(row), n=len(seeds), **means)
+        for name, o in second.items():
+            d = o[seeds] - c['learned'][column][seeds]
+            out.update({name: o[seeds].mean()}, **dict(zip((f'{name} d', f'{name} lo', f'{name} hi'), student(d))))
         rows.append(out)
     return pd.DataFrame(rows)
 
@@ -191,6 +195,6 @@ def second_runs_words(
     plain = {'plain': 'plain', 'plain, best length': 'length', 'GCE': 'GCE', 'ELR': 'ELR', 'first run': 'learned'}
     return pd.DataFrame([{'': r.task, 'n': r.n, **{k: f'{r[o]:.1f}' for k, o in plain.items()},
                           **{f'{k}, minus first run': _difference(r, f'{k} d', 1, f'{k} lo', f'{k} hi') for k in _second.values()}}
-                         for _, r in t.iterrows()]).set_index('')
+                         for _, r in _people_last(t).iterrows()]).set_index('')
 
 def _plainly(df): return df[~df.augment.astype(bool)] if len(df) else df  # the second runs are not augmented
