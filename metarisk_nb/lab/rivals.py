@@ -12,7 +12,7 @@ import pandas as pd
 from scipy.stats import t
 
 from .run import Run
-from .scales import bench_row, harmless
+from .scales import bench_row, harmless, people
 from .store import load_results
 
 # %% ../../nbs/lab/rivals.ipynb #d5180c1a
@@ -47,8 +47,9 @@ def contestants(
     whole = df[df.steps == want.steps]
     of = lambda m: whole[whole.method == m]
     both = dict(learned=of('presumption').set_index('seed'), plain=of('expected').set_index('seed'), first=of('learned').set_index('seed'))
-    rivals = dict(length=_chosen(df[df.method == 'expected']), GCE=_chosen(of('gce')), ELR=_chosen(of('elr')))
-    return {**both, **({k: v for k, v in rivals.items() if len(v)} if len(of('gce')) else {})}
+    lengths = df[(df.method == 'expected') & df.steps.isin([want.steps // 4, want.steps // 2, want.steps])]
+    rivals = dict(length=_chosen(lengths) if lengths.steps.nunique() > 1 else [], GCE=_chosen(of('gce')), ELR=_chosen(of('elr')))
+    return {**both, **{k: v for k, v in rivals.items() if len(v)}}
 
 # %% ../../nbs/lab/rivals.ipynb #c6192d4e
 def task_name(
@@ -63,19 +64,23 @@ def task_name(
     return ', '.join([r.data.replace('fashion_mini', 'fashion'), noise, *filter(None, how)])
 
 def _against(a, b, column):
+    "The mean difference over the seeds that both have, with an interval from five seeds on: fewer allow no verdict"
     seeds = a.index.intersection(b.index)
-    return student((a[column] - b[column]).loc[seeds]) if len(seeds) else (np.nan,) * 3
+    if not len(seeds): return (np.nan,) * 3
+    mean, *ends = student((a[column] - b[column]).loc[seeds])
+    return (mean, *(ends if len(seeds) >= 5 else (np.nan, np.nan)))
 
 def bench_table(
     store=None,             # As in `run`
     kinds=tuple(harmless),  # Which groups of tasks
     column='test_balanced', # What to compare
     method='learned',       # Whom to compare, as in `contestants`: 'first' is the first edition
+    study='harmless',       # 'fresh' for seeds that no choice has seen; 'human', with `kinds=['people']`
 )->pd.DataFrame: # A row per task: means, and for each other method the mean difference with the ends of its interval
     "The default against plain training and what is free, in points"
-    df, rows = load_results('harmless', store), []
+    df, rows = load_results(study, store), []
     for kind in kinds if len(df) else ():
-        for row in harmless[kind]:
+        for row in (people if study == 'human' else harmless)[kind]:
             c = contestants(df, row)
             one, plain = c[method], c['plain']
             if not len(one): continue
@@ -91,7 +96,9 @@ def bench_table(
 # %% ../../nbs/lab/rivals.ipynb #b43e6390
 _free = dict(length='a shorter run', GCE='GCE', ELR='ELR')
 
-def _interval(r, k): return f'{r[k]:+.1f} ({r[f"{k} lo"]:+.1f} to {r[f"{k} hi"]:+.1f})'
+def _interval(r, k):
+    if pd.isna(r[k]): return ''
+    return f'{r[k]:+.1f}' + (f' ({r[f"{k} lo"]:+.1f} to {r[f"{k} hi"]:+.1f})' if pd.notna(r[f'{k} lo']) else '')
 
 def _strongest(r):
     "The rival that the default stands worst against"
@@ -99,12 +106,16 @@ def _strongest(r):
     return f'{_interval(r, k := min(there, key=lambda k: r[k]))} {_free[k]}' if there else ''
 
 def bench_words(
-    t, # From `bench_table`
+    t,          # From `bench_table`
+    fresh=None, # The same of the study 'fresh'
 )->pd.DataFrame:
     "The short form of the table, as text"
-    return pd.DataFrame([{'': r.task, 'n': r.n, 'plain': f'{r["plain mean"]:.1f}', 'learned': f'{r["its mean"]:.1f}',
-                          'minus plain (95%)': _interval(r, 'plain'), 'minus the strongest of what is free': _strongest(r),
-                          'weakest class': f'{r.weakest:+.1f}'} for _, r in t.iterrows()])
+    words = pd.DataFrame([{'': r.task, 'n': r.n, 'plain': f'{r["plain mean"]:.1f}', 'learned': f'{r["its mean"]:.1f}',
+                           'minus plain (95%)': _interval(r, 'plain'), 'minus the strongest of what is free': _strongest(r),
+                           'weakest class': f'{r.weakest:+.1f}'} for _, r in t.iterrows()])
+    if fresh is None: return words
+    again = {r.task: _interval(r, 'plain') for _, r in fresh.iterrows()}
+    return words.assign(**{'minus plain, fresh seeds': [again.get(o, '') for o in t.task]})
 
 # %% ../../nbs/lab/rivals.ipynb #0dab8a90
 _made_by_hand = dict(expected='plain', batch='batch risk', warm='warm start')

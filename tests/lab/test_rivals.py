@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from metarisk_nb.lab import rivals
 from metarisk_nb.lab.methods import best_temperature
 from metarisk_nb.lab.rivals import *
 from metarisk_nb.lab.scales import bench_row, harmless
@@ -26,6 +27,30 @@ ROWS = [("presumption", 0, 2000, 0, 83.), ("expected", 0, 2000, 60, 70.), ("expe
 def test_noisy_hyper_validation_chooses_and_the_test_set_does_not():
     c = contestants(runs(*ROWS), dict(noise=.5))
     assert {k: o.test_balanced.tolist() for k, o in c.items()} == dict(learned=[83], plain=[70], first=[], length=[80], GCE=[79], ELR=[84])
+
+
+def test_a_length_of_another_task_is_no_rival():
+    c = contestants(runs(*ROWS, ("expected", 0, 200, 99, 85.)), dict(noise=.5))
+    assert c["length"].test_balanced.tolist() == [80]
+    assert "length" not in contestants(runs(*ROWS[:2], ("expected", 0, 200, 99, 85.)), dict(noise=.5))
+
+
+def test_fewer_than_five_seeds_have_no_interval():
+    several = [(m, seed, 2000, 0, 70. + 3 * (m == "presumption") + seed % 2) for m in ("presumption", "expected") for seed in range(4)]
+    c = contestants(runs(*several), dict(noise=.5))
+    assert rivals._against(c["learned"], c["plain"], "test_balanced")[0] == 3
+    assert np.isnan(rivals._against(c["learned"], c["plain"], "test_balanced")[1:]).all()
+
+
+def test_human_labels_and_fresh_seeds_have_tables_of_their_own():
+    people, fresh, old = bench_table(study="human", kinds=["people"]), bench_table(study="fresh"), bench_table()
+    assert len(people) == 6 and people.n.min() >= 2 and people["plain lo"].isna().all()
+    assert people["plain"][people.task.str.contains("crops")].tolist() == pytest.approx([0, 0, 0], abs=.05)  # plain training
+    both = old.set_index("task").join(fresh.set_index("task"), rsuffix=" fresh", how="inner")
+    assert len(both) == 34 and (both["plain fresh"] - both["plain"]).abs().max() < 3
+    assert (both["plain fresh"][(both.wrong == 0) & ~both.index.str.contains("shapes")] == 0).all()
+    words = bench_words(old, fresh)["minus plain, fresh seeds"]
+    assert words.astype(bool).all() and words.str.contains("to").all()
 
 
 def test_runs_of_another_task_do_not_count():
