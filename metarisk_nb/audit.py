@@ -84,10 +84,11 @@ def label_report(
     """Which labels are wrong, the most probable first: one row per training sample
 
     Columns: `index` (its place in the training data set), `item` (where `items` are given), `label`, `suggested` (what the network
-    believed most often), `score` (estimated probability that the label is wrong, at most .999), `seen` (visits, at most 255). In `.attrs`:
-    `summary`, the report in a sentence; `samples`, the size of the training set; `wrong_share`, the estimated share of wrong labels;
-    `of_class`, the same among the labels that name each class; `confusion`: `confusion[a][b]` is the estimated number of labels `a` that should be `b`; and `by_heart`: was
-    nearly every label believed in the end, so that nothing can be said about how many are wrong?"""
+    believed most often), `score` (estimated probability that the label is wrong, at most .999), `seen` (visits, at most 255).
+    In `.attrs`: `summary`, the report in a sentence; `samples`, the size of the training set; `wrong_share`, the estimated share of
+    wrong labels; `of_class`, the same among the labels that name each class; `confusion`: `confusion[a][b]` is the estimated number
+    of labels `a` that should be `b`; and `by_heart`: was nearly every label believed in the end, so that
+    nothing can be said about how many are wrong?"""
     record.catch_up()
     if record.samples is None: raise RuntimeError('there is no label report before the first training batch')
     if record.flows is None: raise ValueError(f'a label report needs at most {record.most_classes} classes, got {record.n_classes}')

@@ -16,23 +16,10 @@ import pandas as pd
 
 from .cleaning import class_numbers, read_decisions, verdicts, write_decisions
 from .loaders import undivided
-from .samples import check_rows, given_labels, item_names, some_samples
+from .samples import check_rows, decoded_samples, given_labels, item_names
 from .view import image_html
 
 # %% ../nbs/parts/cleaner.ipynb #c1ea0005
-def _decoded(
-    dls,   # fastai's DataLoaders
-    index, # Places in the training data set
-):         # A list of inputs as a person sees them
-    "The inputs of some training samples, decoded"
-    dataset = undivided(dls.train).dataset
-    if hasattr(dataset, 'all_col_names'):  # a table
-        rows = dataset.iloc[index].decode().items[[o for o in dataset.all_col_names if o not in dataset.y_names]]
-        return [rows.iloc[k] for k in range(len(index))]
-    dl = some_samples(dls, index)
-    batch = dl.one_batch()
-    return [o[0] for o in dl.decode_batch(batch, max_n=len(index))] if hasattr(dl, 'decode_batch') else [*batch[0]]
-
 def sample_html(
     x,       # An input as fastai decodes it: something with a `show` method, a text, a row of a table, or numbers
     alt:str, # In words, what an image shows
@@ -164,7 +151,7 @@ class LabelCleaner(W.VBox):
 
     def _on_page(self):
         rows = self.report.iloc[self.at * self.n:(self.at + 1) * self.n]
-        return zip(rows.itertuples(index=False), _decoded(self.dls, rows['index'].tolist())) if len(rows) else ()
+        return zip(rows.itertuples(index=False), decoded_samples(self.dls, rows['index'].tolist())) if len(rows) else ()
 
     def _card(self, row, x):
         card = SuspectCard(row, x, self.classes, self.decided.get(row.index))
