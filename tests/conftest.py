@@ -31,6 +31,7 @@ def workers():
     return 0 if n < 2 else min(n, 4)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config, items):
     for o in items:
         if "gpu" in o.keywords and not torch.cuda.is_available(): o.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,5 +1,8 @@
 "How the tests are spread over processes"
 import importlib.util
+import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +33,15 @@ def test_what_shares_a_fixture_stays_together_and_what_takes_long_starts_first(c
 
 
 ROOT = Path(__file__).parents[2]
+
+
+def test_what_shares_a_fixture_runs_in_one_process(tmp_path):
+    (tmp_path / "conftest.py").write_text((ROOT / "tests/conftest.py").read_text())
+    (tmp_path / "test_two.py").write_text("import pytest\n@pytest.fixture(scope='module')\ndef wheel(): pass\ndef test_a(wheel): pass\ndef test_b(wheel): pass\n")
+    how = ["-n2", "--dist", "loadgroup", "--no-loadscope-reorder", "-v", "-p", "no:cacheprovider"]
+    out = subprocess.run([sys.executable, "-m", "pytest", *how, tmp_path], cwd=tmp_path, capture_output=True, text=True).stdout
+    ran = re.findall(r"\[(gw\d)\].*PASSED .*::test_\w(@\w+)?", out)
+    assert len(ran) == 2 and len({*ran}) == 1 and ran[0][1] == "@wheel", out
 
 
 @pytest.mark.parametrize("given,expected", [
