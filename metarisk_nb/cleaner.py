@@ -16,7 +16,7 @@ import pandas as pd
 
 from .cleaning import class_numbers, read_decisions, verdicts, write_decisions
 from .loaders import undivided
-from .samples import check_rows, decoded_samples, given_labels, item_names
+from .samples import check_rows, decoded_inputs, given_labels, item_names, some_samples
 from .view import image_html
 
 # %% ../nbs/parts/cleaner.ipynb #c1ea0005
@@ -151,7 +151,9 @@ class LabelCleaner(W.VBox):
 
     def _on_page(self):
         rows = self.report.iloc[self.at * self.n:(self.at + 1) * self.n]
-        return zip(rows.itertuples(index=False), decoded_samples(self.dls, rows['index'].tolist())) if len(rows) else ()
+        if not len(rows): return ()
+        dl = some_samples(self.dls, rows['index'].tolist())
+        return zip(rows.itertuples(index=False), decoded_inputs(dl, dl.one_batch()))
 
     def _card(self, row, x):
         card = SuspectCard(row, x, self.classes, self.decided.get(row.index))

@@ -14,7 +14,7 @@ from fastai.torch_core import display_df
 
 from .arranging import Arranging
 from .loaders import n_items, undivided
-from .samples import class_names, decoded_samples, given_labels, item_names, some_samples
+from .samples import class_names, decoded_inputs, given_labels, item_names, some_samples
 
 # %% ../nbs/parts/reporting.ipynb #ae510a04
 class Reporting(Arranging):
@@ -65,7 +65,8 @@ class Reporting(Arranging):
             raise ValueError('suspects can be shown where the training data are; an exported Learner has none')
         index = report['index'].tolist()
         if not index: return
-        if isinstance((seen := decoded_samples(self.dls, index))[0], str):  # fastai 2.8 cannot show results of texts (its issue 4092)
-            return display_df(pd.DataFrame(dict(text=seen, label=report.label, suggested=report.suggested)))
         names, dl = [*report.attrs['of_class']], some_samples(self.dls, index)
-        dl.show_results(dl.one_batch(), torch.tensor([names.index(o) for o in report.suggested]), max_n=n, **kwargs)
+        batch = dl.one_batch()
+        if isinstance((seen := decoded_inputs(dl, batch))[0], str):  # fastai 2.8 cannot show results of texts (its issue 4092)
+            return display_df(pd.DataFrame(dict(text=seen, label=report.label, suggested=report.suggested)))
+        dl.show_results(batch, torch.tensor([names.index(o) for o in report.suggested]), max_n=n, **kwargs)

@@ -63,12 +63,13 @@ def task_name(
            f'{r.steps} steps' if r.data == 'fashion_mini' and r.steps < 2000 else None, 'crops and flips' if r.augment else None]
     return ', '.join([r.data.replace('fashion_mini', 'fashion'), noise, *filter(None, how)])
 
-def _against(a, b, column):
-    "The mean difference over the seeds that both have, with an interval from five seeds on: fewer allow no verdict"
-    seeds = a.index.intersection(b.index)
-    if not len(seeds): return (np.nan,) * 3
-    mean, *ends = student((a[column] - b[column]).loc[seeds])
-    return (mean, *(ends if len(seeds) >= 5 else (np.nan, np.nan)))
+def _paired(d):
+    "The mean of paired differences, with an interval from five seeds on: fewer allow no verdict"
+    if not len(d): return (np.nan,) * 3
+    mean, *ends = student(d)
+    return (mean, *(ends if len(d) >= 5 else (np.nan, np.nan)))
+
+def _against(a, b, column): return _paired((a[column] - b[column]).loc[a.index.intersection(b.index)])
 
 def bench_table(
     store=None,             # As in `run`
@@ -96,9 +97,11 @@ def bench_table(
 # %% ../../nbs/lab/rivals.ipynb #b43e6390
 _free = dict(length='a shorter run', GCE='GCE', ELR='ELR')
 
-def _interval(r, k):
+def _interval(r, k, digits=1, ends=None):
+    "A mean difference, with its interval where there is one"
+    lo, hi = (r[o] for o in ends or (f'{k} lo', f'{k} hi'))
     if pd.isna(r[k]): return ''
-    return f'{r[k]:+.1f}' + (f' ({r[f"{k} lo"]:+.1f} to {r[f"{k} hi"]:+.1f})' if pd.notna(r[f'{k} lo']) else '')
+    return f'{r[k]:+.{digits}f}' + (f' ({lo:+.{digits}f} to {hi:+.{digits}f})' if pd.notna(lo) else '')
 
 def _strongest(r):
     "The rival that the default stands worst against"
@@ -155,16 +158,12 @@ def suspects_table(
         row = dict(task=task_name(dict(run, steps=2000)), n=len(known['report']), wrong=Run(**run).wrong)
         row.update({_finders[k][1]: v.mean() for k, v in known.items()})
         d = (known['report'] - known['cleanlab']).dropna() if 'cleanlab' in known else []
-        if len(d): row.update(zip(('minus cleanlab', 'lo', 'hi'), student(d)))
+        if len(d): row.update(zip(('minus cleanlab', 'lo', 'hi'), _paired(d)))
         rows.append(row)
     return pd.DataFrame(rows).sort_values('task', ignore_index=True) if rows else pd.DataFrame()
 
 def _people_last(t): return t.sort_values('wrong' if 'wrong' in t else 'plain', kind='stable').sort_values(
     'task', key=lambda o: o.str.startswith('cifar'), kind='stable')
-
-def _difference(r, k, digits, lo='lo', hi='hi'):
-    "A mean difference, with its interval where there are seeds enough for a verdict"
-    return f'{r[k]:+.{digits}f}' + (f' ({r[lo]:+.{digits}f} to {r[hi]:+.{digits}f})' if r.n >= 5 else '')
 
 def suspects_words(
     t, # From `suspects_table`
@@ -173,7 +172,7 @@ def suspects_words(
     t = _people_last(t.dropna(subset='cleanlab'))
     names = [o for _, o in _finders.values()]
     return pd.DataFrame([{'': r.task, 'n': r.n, **{k: f'{r[k]:.3f}' for k in names},
-                          'report minus cleanlab': _difference(r, 'minus cleanlab', 3)} for _, r in t.iterrows()]).set_index('')
+                          'report minus cleanlab': _interval(r, 'minus cleanlab', 3, ('lo', 'hi'))} for _, r in t.iterrows()]).set_index('')
 
 # %% ../../nbs/lab/rivals.ipynb #d6e01903
 _second = dict(deleted='without suspects', relabelled='with suggested labels')
@@ -195,7 +194,7 @@ def second_runs_table(
         out = dict(task=task_name(row), n=len(seeds), **means)
         for name, o in second.items():
             d = o[seeds] - c['learned'][column][seeds]
-            out.update({name: o[seeds].mean()}, **dict(zip((f'{name} d', f'{name} lo', f'{name} hi'), student(d))))
+            out.update({name: o[seeds].mean()}, **dict(zip((f'{name} d', f'{name} lo', f'{name} hi'), _paired(d))))
         rows.append(out)
     return pd.DataFrame(rows)
 
@@ -205,7 +204,7 @@ def second_runs_words(
     "The table as text"
     plain = {'plain': 'plain', 'plain, best length': 'length', 'GCE': 'GCE', 'ELR': 'ELR', 'first run': 'learned'}
     return pd.DataFrame([{'': r.task, 'n': r.n, **{k: f'{r[o]:.1f}' for k, o in plain.items()},
-                          **{f'{k}, minus first run': _difference(r, f'{k} d', 1, f'{k} lo', f'{k} hi') for k in _second.values()}}
+                          **{f'{k}, minus first run': _interval(r, f'{k} d', ends=(f'{k} lo', f'{k} hi')) for k in _second.values()}}
                          for _, r in _people_last(t).iterrows()]).set_index('')
 
 def _plainly(df): return df[~df.augment.astype(bool)] if len(df) else df  # the second runs are not augmented

@@ -75,7 +75,7 @@ def _suspects():
     """Who finds wrong labels, and what a second run makes of it: six kinds of drawn noise and three of people's
 
     Those that depend on the length of a run have two shorter ones to choose from; the report's share is asked at four more rates."""
-    human = [dict(_cut, noise_kind=k, noise=share, seeds=3) for k, share in _people.items()]
+    human = [dict(o, seeds=3) for o in people['people'] if not o['augment']]
     noisy = [dict(noise=.2), dict(noise=.4), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise'),
              dict(noise=.4, shift='tail20'), dict(noise=.2, shift='tail20')]
     tasks = [*(dict(_fashion, seeds=5, **o) for o in noisy), *human]
@@ -87,7 +87,7 @@ def _human():
     "The same on CIFAR-10 with the labels that people gave, with and without crops and flips"
     base = [dict(_cut, seeds=3, augment=o) for o in (False, True)]
     return [*(o for b in base for o in _against(b, False)),
-            *(o for b in base for k, share in _people.items() for o in _against(dict(b, noise_kind=k, noise=share), True))]
+            *(o for p in people['people'] for o in _against(dict(p, seeds=3), True))]
 
 scales = dict(
     cpu=dict(

@@ -42,14 +42,6 @@ def images():
     return Learner(fashion_mini(noise=.4, device="cpu"), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), nn.CrossEntropyLoss(), cbs=MetaRisk())
 
 
-def files(path):
-    for i in range(40):
-        (folder := path/["cat", "dog"][i % 2]).mkdir(parents=True, exist_ok=True)
-        PILImage.create(np.full((16, 16, 3), 90 * (i % 2) + i, np.uint8)).save(folder/f"{i}.png")
-    dls = ImageDataLoaders.from_folder(path, train=".", valid_pct=.25, seed=0, bs=10, num_workers=0)
-    return Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), path=path, cbs=MetaRisk())
-
-
 def table(path):
     x = np.random.default_rng(0).normal(size=(120, 2))
     df = pd.DataFrame(dict(height=x[:, 0], width=x[:, 1], tall=np.where(x[:, 0] > 0, "yes", "no")))
@@ -113,7 +105,7 @@ def test_a_decision_can_be_taken_back(trained, tmp_path):
     assert len(clean_dls(trained.dls, w.decisions).train_ds) == len(trained.dls.train_ds)
 
 
-@pytest.mark.parametrize("learner_of,shows", [(files, "<img alt="), (table, "<th>height</th>"), (texts, "xxbos")], ids=["files", "table", "texts"])
+@pytest.mark.parametrize("learner_of,shows", [(photos, "<img alt="), (table, "<th>height</th>"), (texts, "xxbos")], ids=["files", "table", "texts"])
 def test_images_tables_and_texts(learner_of, shows, tmp_path):
     learn = fit(learner_of(tmp_path), 1, .01)
     report = learn.meta_risk.label_report(10)
