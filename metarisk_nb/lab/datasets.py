@@ -66,25 +66,34 @@ def _halve(x):
     n, c, h, w = x.shape
     return x.reshape(n, c, h//2, 2, w//2, 2).mean((3, 5), dtype=np.float32)
 
-def _first_of_each(y, n, seed=0):
-    "Places of `n` samples of each class, drawn with a fixed seed"
-    order = np.random.default_rng(seed).permutation(len(y))
-    return np.sort(np.concatenate([order[y[order] == c][:n] for c in np.unique(y)]))
+def _some_of_each(y, n, start=0):
+    "Places of `n` samples of each class in a fixed random order, the first `start` of them left out"
+    order = np.random.default_rng(0).permutation(len(y))
+    return np.sort(np.concatenate([order[y[order] == c][start:start + n] for c in np.unique(y)]))
 
 def _cifar10_cut(path):
     "12,000 + 10,000 images of CIFAR-10, averaged to 16x16"
     def make():
         (x, y), (tx, ty) = _cifar10(path)
-        i = _first_of_each(y, 1200)
+        i = _some_of_each(y, 1200)
         return dict(train_x=_halve(x[i]), train_y=y[i], test_x=_halve(tx), test_y=ty)
     return _in_two(_kept(path/'metarisk-cifar10-cut.npz', make))
+
+def _cifar10_second(path):
+    "As many again, all of them from the training images of CIFAR-10 that the first cut has left out"
+    def make():
+        x, y = _cifar10(path)[0]
+        i, test = _some_of_each(y, 1200, 1200), _some_of_each(y, 1000, 2400)
+        return dict(train_x=_halve(x[i]), train_y=y[i], test_x=_halve(x[test]), test_y=y[test])
+    return _in_two(_kept(path/'metarisk-cifar10-second.npz', make))
 
 # %% ../../nbs/lab/datasets.ipynb #a4be7bcf
 cifar10_classes = 'airplane automobile bird cat deer dog frog horse ship truck'.split()
 _numbers = [str(i) for i in range(10)]
 study_data = dict(digits=(_digits, _numbers), digits_300=(_digits_300, _numbers), fashion_mini=(_fashion, fashion_classes),
                   shapes=(_drawn(shapes, 1200), _numbers), topics=(_drawn(topics, 2000), _numbers), table=(_drawn(table, 3000), _numbers),
-                  cifar10_cut=(_cifar10_cut, cifar10_classes), cifar10=(_cifar10, cifar10_classes)) # Name -> (arrays, classes)
+                  cifar10_cut=(_cifar10_cut, cifar10_classes), cifar10_second=(_cifar10_second, cifar10_classes),
+                  cifar10=(_cifar10, cifar10_classes)) # Name -> (arrays, classes)
 n_classes = 10 # Of all of them
 _shares = dict(digits=(1000/1400, 200/1400), digits_300=(2/3, 1/6), shapes=(.7, .15), topics=(.8, .1), table=(.8, .1))
 
@@ -94,10 +103,11 @@ def split_shares(
     "How the training images of a data set are split"
     return _shares.get(name, (.9, .05))
 
+_start = dict(cifar10_cut=0, cifar10_second=1200) # Images of each class that come before the first of a cut
 human_kinds = 'aggre', 'random1', 'random2', 'random3', 'worse' # Sets of human labels in CIFAR-10N
 
 def human_labels(
-    name, # 'cifar10' or 'cifar10_cut'
+    name, # 'cifar10', 'cifar10_cut' or 'cifar10_second'
     kind, # One of `human_kinds`
     root, # Folder of CIFAR-10, as from `data_root`: with cifar10n.npz, arrays `clean` and those of the kinds in the order of the images
 )->np.ndarray: # A label for each training image
@@ -106,7 +116,7 @@ def human_labels(
     if not fn.is_file(): raise FileNotFoundError(f'{fn} is not there: human labels of CIFAR-10 (CIFAR-10N) as arrays clean, aggre, ...')
     with np.load(fn, allow_pickle=False) as z: clean, given = z['clean'], z[kind]
     if not np.array_equal(clean, y): raise ValueError(f'{fn}: `clean` must have the labels of the images in {root}, in their order')
-    return given[_first_of_each(y, 1200)] if name == 'cifar10_cut' else given
+    return given[_some_of_each(y, 1200, _start[name])] if name in _start else given
 
 def doubtful_labels(
     x:np.ndarray, # Images

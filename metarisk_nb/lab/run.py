@@ -43,11 +43,13 @@ _first = MetaRisk.first_edition
 makers = dict(learned=_first, paper=MetaRisk.paper, presumption=MetaRisk, report=MetaRisk,
               **dict.fromkeys(replays, _first)) # Method -> what makes its MetaRisk
 told = ('oracle', 'coteaching')                    # They know the share of wrong labels
-on_clean_part = ('joined', 'finetuned', 'clean_only') # They train on clean meta-validation data
+on_clean_part = ('finetuned', 'clean_only')        # They train on clean meta-validation data; 'joined' takes it as it is
 finders = ('visits', 'crossval', 'deleted', 'relabelled') # They look for wrong labels, as 'report' does, or act on what it found
-constants = dict(gce=('q',), elr=('strength', 'memory')) # Rivals whose constants a run may set in `meta`
-methods = ('expected', 'batch', 'warm', 'gce', 'elr', 'label_smoothing', *makers, *told, *on_clean_part,
-           *finders) # Whatever a run can be trained by
+constants = dict( # Rivals, and the constants that a run may set in `meta`
+    gce=('q',), sce=('alpha', 'beta'), bitempered=('t1', 't2'), label_smoothing=('amount',), mixup=('alpha',), elr=('strength', 'memory'),
+    ema=('decay',), two_networks=('rate',), mixture=('start',), l2rw=('meta_bs', 'loss'), mwnet=('meta_lr', 'meta_bs', 'loss'),
+    class_weights=('power',), logit_adjustment=('tau',))
+methods = ('expected', 'batch', 'warm', *constants, *makers, *told, 'joined', *on_clean_part, *finders) # Whatever a run can be trained by
 
 # %% ../../nbs/lab/run.ipynb #75418256
 first_settings = ('n_inner', 'every', 'meta_lr', 'inner_lr', 'meta_bs', 'knots', 'meta_loss', 'method', 'fresh', 'floor', 'relax',
@@ -84,11 +86,13 @@ _allowed = dict( # Setting -> what is allowed, in words and as a function
     objective=("a name as in as_risk, such as 'cvar:.1'", lambda x: isinstance(x, str)),
     noise=_number('a share in [0, 1]', lambda x: 0 <= x <= 1), shift=_one_of(['none', *shifts]),
     valid_share=_or_none(*_number('a share in (0, .1)', lambda x: 0 < x < .1)),
-    augment=_bool, clean_valid=_bool, opt=_one_of(['sgd', 'adam']),
+    augment=_bool, clean_valid=_bool, opt=_one_of(['sgd', 'adam']), precision=_one_of(['float32', 'bfloat16']),
     seed=_at_least(0), steps=_at_least(1), bs=_at_least(2), patience=_at_least(0),
     lr=_above_0, div=_above_0, div_final=_above_0, mom=_below_1, wd=_below_1)
 
 # %% ../../nbs/lab/run.ipynb #74886bfb
+_later = dict(opt='sgd', precision='float32') # Settings of the second edition, which count in the key where they are not these
+
 @dataclass(frozen=True)
 class Run:
     "One training run: everything that determines its result"
@@ -114,6 +118,7 @@ class Run:
     patience:int=0            # Passes without improvement on hyper-validation that end a fit; 0: none do
     meta:tuple=()             # Arguments of `MetaRisk` other than its defaults, or a rival's constants: give a dict
     opt:str='sgd'             # Optimizer: 'sgd' or 'adam'
+    precision:str='float32'   # Of the training steps: 'float32', or mixed precision with 'bfloat16'
 
     settings:dict=field(init=False, compare=False, repr=False) # `MetaRisk`'s arguments as the key has them; none for other methods
 
@@ -163,9 +168,8 @@ class Run:
     @property
     def config(self)->dict:
         "What the key is made of: all settings, spelled out"
-        new = {} if self.opt == 'sgd' else dict(opt=self.opt)  # a setting of the second edition counts where it is used
-        old = {k: v for k, v in asdict(self).items() if k != 'opt'}
-        return dict(old, **new, meta=dict(self.meta), risk=str(as_risk(self.objective)), net=repr(spell_out(self.arch)), rules=rules)
+        used = {k: v for k, v in asdict(self).items() if k not in _later or v != _later[k]}
+        return dict(used, meta=dict(self.meta), risk=str(as_risk(self.objective)), net=repr(spell_out(self.arch)), rules=rules)
 
     @property
     def key(self)->str:
@@ -176,6 +180,7 @@ class Run:
         noise = f' {self.noise:g} {self.noise_kind}' if self.noise else ''
         meta = ''.join(f' {k}={v}' for k, v in self.meta)
         rest = [f' {self.shift} shift'] * (self.shift != 'none') + [' clean'] * self.clean_valid + [' augmented'] * self.augment
+        rest += [f' {self.precision}'] * (self.precision != 'float32')
         more = ''.join([*rest, *([f' valid {self.valid_share:g}'] if self.valid_share else [])])
         what = f'{self.study}: {self.data} {self.arch} {self.objective} {self.method}'
         return f'{what}{meta}{noise}{more} {self.steps} steps seed {self.seed}'

@@ -76,7 +76,8 @@ def test_key_does_not_depend_on_spelling():
 @pytest.mark.parametrize("change", [dict(study="b"), dict(data="fashion_mini"), dict(arch="mlp:64"), dict(objective="cvar"), dict(method="paper"),
                                     dict(noise=.1), dict(noise_kind="pairflip"), dict(clean_valid=True), dict(seed=1), dict(steps=601), dict(bs=50),
                                     dict(lr=.2), dict(div=10), dict(div_final=1e3), dict(mom=.8), dict(wd=0), dict(meta=dict(every=7)), dict(valid_share=.05),
-                                    dict(shift="balance"), dict(shift="images"), dict(augment=True), dict(patience=5)], ids=str)
+                                    dict(shift="balance"), dict(shift="images"), dict(augment=True), dict(patience=5), dict(opt="adam"),
+                                    dict(precision="bfloat16")], ids=str)
 def test_every_setting_counts_in_the_key(change): assert Run(**change).key != Run().key
 
 
@@ -255,7 +256,7 @@ def test_cifar10_is_read_once_and_kept(images, monkeypatch, tmp_path_factory):
 
 
 def test_cifar10_cut_is_averaged(images, monkeypatch):
-    monkeypatch.setattr(datasets, "_first_of_each", lambda y, n, f=datasets._first_of_each: f(y, 3))
+    monkeypatch.setattr(datasets, "_some_of_each", lambda y, n, *start, f=datasets._some_of_each: f(y, 3))
     (x, y), (tx, ty) = datasets._cifar10_cut(images)
     assert x.shape == (30, 3, 16, 16) and tx.shape == (20, 3, 16, 16) and np.bincount(y).tolist() == [3] * 10
     full = datasets._cifar10(images)[1][0]
@@ -495,6 +496,28 @@ def test_augment_moves_training_images_only(augment):
     assert (len(shown & own) < 100) if augment else shown == own
     for dl in learn.dls.loaders[1:]:
         assert not any(isinstance(o, RandomCropFlip) for o in dl.after_batch.fs) and torch.equal(dl.one_batch()[0], dl.dataset.x[:500])
+
+
+@pytest.mark.parametrize("method", ["expected", "presumption", "learned", "paper", "warm", "relabelled"])
+def test_bfloat16_is_for_the_steps_alone(method, tmp_path, monkeypatch):
+    "Layers give bfloat16 while training and float32 where a figure is measured; the figures are nearly those of float32"
+    seen, forward = set(), torch.nn.functional.linear
+    def linear(x, *args):
+        out = forward(x, *args)
+        seen.add((torch.is_grad_enabled(), out.dtype))
+        return out
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        a, b = (run(Run(method=method, steps=100, noise=.2, precision=o), tmp_path) for o in ("float32", "bfloat16"))
+    assert (True, torch.bfloat16) in seen and (False, torch.float32) in seen
+    assert a.test_risk != b.test_risk and a.test_risk == pytest.approx(b.test_risk, rel=.1) and abs(a.test_acc - b.test_acc) < 3
+    assert load_results("trial", tmp_path).precision.fillna("float32").tolist().count("bfloat16") == 1 and a.key != b.key
+
+
+def test_a_bfloat16_run_gives_the_learner_back_as_it_was():
+    learn, c = trained(Run(method="warm", steps=7, precision="bfloat16"))
+    assert c.n == 7 and not hasattr(learn, "mixed_precision") and {p.dtype for p in learn.model.parameters()} == {torch.float32}
 
 
 def test_figures_are_those_of_fastai(tmp_path):
