@@ -127,10 +127,11 @@ def pack_study(
 
 # %% ../../nbs/lab/store.ipynb #97eb9c38
 def _picked(trace):
-    "Test accuracy where it was highest on the way, and where that on meta-validation was"
+    "Test accuracy where it was highest on the way, and where that on meta-validation and on hyper-validation was"
     if not trace or 'test_acc' not in trace[0]: return {}
-    best, selected = (max(trace, key=lambda o: o[k]) for k in ('test_acc', 'valid_acc'))
-    return dict(best_acc=best['test_acc'], selected_acc=selected['test_acc'], selected_step=selected['step'])
+    best, selected, hyper = (max(trace, key=lambda o: o.get(k, 0)) for k in ('test_acc', 'valid_acc', 'hyper_acc'))
+    at_hyper = dict(hyper_best=hyper.get('hyper_acc'), hyper_step=hyper['step'], hyper_step_acc=hyper['test_acc'])
+    return dict(best_acc=best['test_acc'], selected_acc=selected['test_acc'], selected_step=selected['step'], **at_hyper)
 
 def flat_row(
     rec:dict, # As from `read_record`
