@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from contextlib import contextmanager
+from dataclasses import replace
 
 from .scales import gpus, scales
 
@@ -18,20 +19,22 @@ from .scales import gpus, scales
 def _options(args):
     o = argparse.ArgumentParser('metarisk_study', description='Train the studies: what the store lacks, and nothing twice')
     o.add_argument('study', nargs='?', choices=list(scales['cpu']),
-                   help='risk: target risks (Tables 3, 4); noise: wrong labels (Tables 5, 6); shift, fails: small ones of ours')
-    o.add_argument('--scale', default='cpu', choices=list(scales))
+                   help='risk: target risks (Tables 3, 4); noise: wrong labels (Tables 5, 6); the others are ours, at scale cpu alone')
+    o.add_argument('--scale', choices=list(scales), help='of the study, cpu by default; without a study: all of its studies')
     o.add_argument('--seeds', type=int, help='runs of each setting; those of the scale by default')
     o.add_argument('--jobs', type=int, default=1, help='processes on this machine, one thread each')
+    o.add_argument('--precision', choices=['float32', 'bfloat16'], default='float32', help='of the training steps; bfloat16 is for GPUs')
     o.add_argument('--scheduler', help='train on a Dask cluster instead: tcp://host:8786')
     o.add_argument('--store', help='folder of results; nbs/results, or results where there is no nbs')
     o.add_argument('--path', help='folder of CIFAR-10; METARISK_DATA by default')
     o.add_argument('--list', action='store_true', help='the studies and their scales, and end')
-    o.add_argument('--dry-run', action='store_true', help='runs, what is done and the expected time, and end')
-    o.add_argument('--gpu', choices=list(gpus), help='expected time on this one, estimated')
+    o.add_argument('--dry-run', action='store_true', help='runs, what is done and the expected time, after short runs that are timed, and end')
+    o.add_argument('--gpu', choices=list(gpus), help='with --dry-run: estimate the time on this one, and time nothing')
     opts = o.parse_args(args)
-    if not opts.study and not opts.list: o.error('name a study, or --list')
+    if not (opts.study or opts.scale or opts.list): o.error('name a study, or a --scale to train all of its studies; --list has them')
     if opts.seeds is not None and opts.seeds < 1: o.error(f'--seeds must be at least 1, got {opts.seeds}')
     if opts.jobs < 1: o.error(f'--jobs must be at least 1, got {opts.jobs}')
+    opts.scale = opts.scale or 'cpu'
     return opts
 
 def _listed():
@@ -44,17 +47,23 @@ def _listed():
     df = pd.DataFrame([row(study, scale) for scale in scales for study in scales[scale]])
     return df.sort_values(['study', 'runs']).to_string(index=False)
 
+_how = dict(timed='short runs of the same kind, here and now, as many at once', estimated='operations, and what the GPU sustains',
+            stored='stored runs, at the pace of this machine where it was timed: these cannot be trained here', unknown='nothing is known yet')
+
 def _planned(df, jobs):
-    "The plan as text, with its sum"
+    "The plan as text, with its sum and how it is known"
     lacking = (df.runs - df.done)[df['hours left'].isna()].sum()
     unknown = f', and {lacking} runs of which nothing is known yet' if lacking else ''
-    left = f"{df.runs.sum()} runs, {df.done.sum()} done, {df['hours left'].sum() / jobs:.1f} hours left with {jobs} at once{unknown}"
-    return f"{df.to_string(index=False, float_format='{:.1f}'.format, na_rep='?')}\n{left}"
+    left, whole = (f'{df[o].sum() / jobs:.1f} hours' for o in ('hours left', 'hours'))
+    total = f'{df.runs.sum()} runs, {df.done.sum()} done, {left} left with {jobs} at once{unknown}; {whole} for all of them from the start'
+    how = [f'{o}: {_how[o]}' for o in df.time.unique()]
+    return '\n'.join([df.to_string(index=False, float_format='{:.1f}'.format, na_rep='?'), total, *how])
 
 def _summary(df):
     "Mean and standard deviation of each setting, without the columns in which all are alike"
-    axes = ('data', 'objective', 'method', 'meta', 'noise', 'clean_valid', 'valid_share', 'shift')
-    by = [o for o in axes if df[o].nunique(dropna=False) > 1] or ['method']
+    axes = ('data', 'objective', 'method', 'meta', 'noise', 'noise_kind', 'clean_valid', 'valid_share', 'shift', 'steps', 'mom', 'opt', 'lr',
+            'augment')
+    by = [o for o in axes if o in df and df[o].nunique(dropna=False) > 1] or ['method']
     g = df.groupby(by, dropna=False, sort=False)
     out = g.agg(n=('seed', 'size'), **{f'{o} {f}': (f'test_{o}', f) for o in ('risk', 'acc') for f in ('mean', 'std')})
     return out.reset_index().to_string(index=False, float_format='{:.4g}'.format, na_rep='')
@@ -78,9 +87,16 @@ def _said(o):
     if o.list: return _listed()
     from metarisk_nb.lab.plan import plan, study_runs
     from metarisk_nb.lab.sweep import sweep
-    runs = study_runs(o.study, o.scale, o.seeds)
-    if o.dry_run: return _planned(plan(runs, o.store, o.gpu), o.jobs)
-    return _summary(sweep(runs, o.jobs, o.store, o.path, o.scheduler))
+    runs = [replace(r, precision=o.precision) for r in study_runs(o.study, o.scale, o.seeds)]
+    if o.dry_run: return _planned(plan(runs, o.store, o.gpu, None if o.gpu else _timed(runs, o)), o.jobs)
+    df = sweep(runs, o.jobs, o.store, o.path, o.scheduler)
+    return _summary(df) if o.study else '\n\n'.join(f'{name}\n{_summary(g)}' for name, g in df.groupby('study', sort=False))
+
+def _timed(runs, o):
+    from metarisk_nb.lab import timing
+    n = len({timing.kind_of(r) for r in runs})
+    print(f'metarisk_study: timing short runs of {n} kinds, a few seconds each', file=sys.stderr, flush=True)
+    return timing.time_kinds(runs, o.jobs, o.path)
 
 def _one_line_warnings():
     "Those of torch about its own future left out, in the processes of a sweep too"

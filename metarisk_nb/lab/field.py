@@ -44,19 +44,19 @@ def field_table(
     store=None,  # As in `run`
     read='last', # As in `competitors`
     margin=1.,   # What counts as equal, in points
-)->pd.DataFrame: # A row per task and rival: means of both, 'diff', 'lo', 'hi', 'n', 'p' (Holm's), 'here': how the default stands
+)->pd.DataFrame: # A row per task and rival: means, 'diff' with 'lo', 'hi', 'least', 'most', 'n', 'p' (Holm's), 'here': the verdict
     "The default against the whole field, in points of test accuracy"
     df, rows, ds = pd.concat([load_results(o, store) for o in ('fresh', 'rivals')], ignore_index=True), [], []
     for kind, tasks in contested.items() if len(df) else ():
         for task in tasks:
             scores = competitors(df, task, read)
-            default = scores.pop('presumption')
+            if (default := scores.pop('presumption', None)) is None: continue
             for m in (o for o in rival_names if o in scores):
                 d = (default - scores[m]).dropna().to_numpy()
                 if not len(d): continue
                 ds.append(d)
                 rows.append(dict(kind=kind, task=task_name(task), rival=rival_names[m], told=m in told, mean=scores[m].mean(),
-                                 default=default.mean(), **interval(d)))
+                                 default=default.mean(), **interval(d), least=d.min(), most=d.max()))
     t = pd.DataFrame(rows)
     if len(t): t['p'] = holm(t.p)
     return t.assign(here=[stands(d, p, margin) for d, p in zip(ds, t.p)]) if len(t) else t

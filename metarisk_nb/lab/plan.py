@@ -9,6 +9,7 @@ __all__ = ['study_runs', 'times_plain', 'plan']
 from functools import cache
 from itertools import product
 
+import numpy as np
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,6 +19,7 @@ from .datasets import network, split_shares
 from .run import Run
 from .scales import gpus, scales
 from .store import is_stored, load_results, record_file
+from .timing import kind_of
 
 # %% ../../nbs/lab/plan.ipynb #23ad9a5b
 def _expand(study, given=None, seeds=1, first=0, **block):
@@ -26,12 +28,13 @@ def _expand(study, given=None, seeds=1, first=0, **block):
     return [Run(study, seed=s, **dict(zip(axes, o))) for s in range(first, first + (given or seeds)) for o in product(*axes.values())]
 
 def study_runs(
-    study:str,      # 'risk' (Tables 3 and 4), 'noise' (Tables 5 and 6), or at scale cpu 'shift' or 'fails'
+    study:str=None, # 'risk' (Tables 3 and 4), 'noise' (Tables 5 and 6), or another one of the scale; all of them by default
     scale='cpu',    # As in `scales`
     seeds:int=None, # Runs of each setting; those of the scale by default
-)->list:            # Of `Run`, the first seed of all settings first
+)->list:            # Of `Run`, study by study, the first seed of all its settings first
     "What a study trains; ValueError names a study, scale or number of seeds that isn't there"
     if scale not in scales: raise ValueError(f'scale must be one of {", ".join(scales)}, got {scale!r}')
+    if study is None: return [r for o in scales[scale] for r in study_runs(o, scale, seeds)]
     if study not in scales[scale]: raise ValueError(f'study must be one of {", ".join(scales[scale])}, got {study!r}')
     if seeds is not None and (type(seeds) is not int or seeds < 1):
         raise ValueError(f'seeds must be a whole number of at least 1, got {seeds!r}')
@@ -40,10 +43,11 @@ def study_runs(
 
 # %% ../../nbs/lab/plan.ipynb #aebc2222
 _sustained = .4 # Share of the data sheet's figure that training reaches
+_launch = .28e-3 # Seconds per parameter tensor that a host needs for a plain step, measured beside an H100
 _image = dict(digits=(1, 8, 8), digits_300=(1, 8, 8), shapes=(3, 24, 24), topics=(1, 1, 300), table=(1, 1, 20),
-              fashion_mini=(1, 28, 28), cifar10_cut=(3, 16, 16), cifar10=(3, 32, 32))
+              fashion_mini=(1, 28, 28), cifar10_cut=(3, 16, 16), cifar10_second=(3, 16, 16), cifar10=(3, 32, 32))
 _n = dict(digits=1400, digits_300=300, shapes=1200, topics=2000, table=3000, # Images before the split
-          fashion_mini=12_000, cifar10_cut=12_000, cifar10=50_000)
+          fashion_mini=12_000, cifar10_cut=12_000, cifar10_second=12_000, cifar10=50_000)
 
 def times_plain(
     r:Run,
@@ -57,39 +61,53 @@ def times_plain(
     return 1 + cost_model(s['method'], s['n_inner'], validation) / 3 / s['every']
 
 @cache
-def _flops(data, arch):
-    "Operations of plain training for one image: a forward pass counted by torch, three times"
+def _work(data, arch):
+    "Operations of plain training for one image, a forward pass counted by torch, three times; and the network's parameter tensors"
     x = torch.zeros(2, *_image[data])
-    with FlopCounterMode(display=False) as c: network(arch, x)(x)
-    return 3 * c.get_total_flops() / 2
+    net = network(arch, x)
+    with FlopCounterMode(display=False) as c: net(x)
+    return 3 * c.get_total_flops() / 2, len([*net.parameters()])
 
-def _rates(store):
-    "Median seconds per step of what is stored, by (data, arch, method)"
+def _estimated(r, gpu):
+    "Seconds per step on a GPU"
+    flops, tensors = _work(r.data, r.arch)
+    plain = r.bs * flops / (_sustained * gpus[gpu] * 1e12)
+    return max(plain, _launch * tensors) + (times_plain(r) - 1) * plain
+
+def _stored(store, times):
+    "Median seconds per step of what CPUs have stored (GPUs, where there is one here), by (data, arch, method), at the pace of this machine"
     df = pd.concat([load_results(o, store) for o in scales['cpu']])
-    return (df.seconds / df.steps).groupby([df.data, df.arch, df.method]).median().to_dict() if len(df) else {}
+    if not len(df): return {}
+    df = df[~df.device.isin(['cpu', None]) == torch.cuda.is_available()]
+    rates = (df.seconds / df.steps).groupby([df.data, df.arch, df.method]).median().to_dict()
+    paces = [step / rates[k[:3]] for k, (_, step) in times.items() if k[:3] in rates]
+    return {k: v * np.median(paces or [1.]) for k, v in rates.items()}
 
-def _step_seconds(r, rates, gpu):
-    "Seconds per step and where they come from; NaN where nothing is known"
-    if gpu: return times_plain(r) * r.bs * _flops(r.data, r.arch) / (_sustained * gpus[gpu] * 1e12), 'estimated'
-    own, plain = rates.get((r.data, r.arch, r.method)), rates.get((r.data, r.arch, 'expected'))
-    return (own, 'measured') if own else (times_plain(r) * plain, 'cost model') if plain else (float('nan'), 'unknown')
+def _hours(r, times, stored, gpu):
+    "Expected hours of a run, NaN where nothing is known, and how we know"
+    once, step = times.get(kind_of(r), (0., stored.get((r.data, r.arch, r.method), float('nan'))))
+    if gpu: once, step = 0., _estimated(r, gpu)
+    known = 'estimated' if gpu else 'timed' if kind_of(r) in times else 'unknown' if np.isnan(step) else 'stored'
+    return (once + step * r.steps) / 3600, known
 
 def plan(
-    runs,       # As from `study_runs`
+    runs,       # As from `study_runs`; those whose weights others replay are added
     store=None, # As in `run`
-    gpu=None,   # A name in `gpus`: estimate for it; by default what the store says of this machine
-)->pd.DataFrame: # A row for each data set, network and method: runs, done, minutes for one, hours for what is left, and how we know
+    gpu=None,   # A name in `gpus`: estimate for it
+    times=None, # As from `time_kinds`: how long runs take on this machine; by default the store alone is asked
+)->pd.DataFrame: # A row per data set, network, method and source: runs, done, minutes for one, hours for all and for what is left
     "What is done, and what is left; ValueError for another GPU"
     if gpu and gpu not in gpus: raise ValueError(f'gpu must be one of {", ".join(gpus)}, got {gpu!r}')
-    rates, rows = _rates(store), {}
-    for r in runs:
-        k = (r.data, r.arch, r.method)
-        if k not in rows:
-            seconds, known = _step_seconds(r, rates, gpu)
-            rows[k] = dict(zip(('data', 'arch', 'method'), k), runs=0, done=0, time=known, _minutes=seconds * r.steps / 60)
-        rows[k]['runs'] += 1
-        rows[k]['done'] += is_stored(record_file(r, store))
-    df = pd.DataFrame(rows.values())
-    df['minutes each'] = df.pop('_minutes')
-    df['hours left'] = df['minutes each'] * (df.runs - df.done) / 60
-    return df
+    times = times or {}
+    stored, rows = {} if gpu else _stored(store, times), []
+    for r in dict.fromkeys([*runs, *(r.source for r in runs if r.source)]):
+        hours, known = _hours(r, times, stored, gpu)
+        rows.append((r.data, r.arch, r.method, known, 1, is_stored(record_file(r, store)), hours))
+    return _summed(pd.DataFrame(rows, columns=['data', 'arch', 'method', 'time', 'runs', 'done', 'hours']))
+
+def _summed(df):
+    "Runs of one data set, network and method in one row"
+    df['hours left'] = df.hours.where(~df.done, 0. * df.hours)
+    df = df.groupby(['data', 'arch', 'method', 'time'], sort=False).sum(min_count=1).reset_index()
+    df['minutes each'] = 60 * df.hours / df.runs
+    return df[['data', 'arch', 'method', 'runs', 'done', 'time', 'minutes each', 'hours', 'hours left']]

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from metarisk_nb.callback import MetaRisk
-from metarisk_nb.lab import datasets
+from metarisk_nb.lab import datasets, timing
 from metarisk_nb.lab import plan as mod
 from metarisk_nb.lab import sweep as engine
 from metarisk_nb.lab.cli import main
@@ -20,8 +21,9 @@ from metarisk_nb.lab.methods import recipes
 from metarisk_nb.lab.plan import *
 from metarisk_nb.lab.run import Run
 from metarisk_nb.lab.scales import *
-from metarisk_nb.lab.store import record_file, write_record
+from metarisk_nb.lab.store import load_results, record_file, write_record
 from metarisk_nb.lab.sweep import sweep
+from metarisk_nb.lab.timing import kind_of, time_kinds
 from metarisk_nb.lab.train import learner_of
 
 COMMAND = Path(sys.executable).with_name("metarisk_study")
@@ -133,34 +135,99 @@ def test_a_small_meta_validation_set_costs_less():
     assert times_plain(r) == pytest.approx(1 + (15 + 3*10 + 26) / 3)
 
 
-def store_of(folder, **seconds):
+def store_of(folder, device="cpu", seed=0, **seconds):
     "A store with a run of each method on digits, of 100 steps, that took so long"
     for m, s in seconds.items():
-        r = Run("risk", method=m, steps=100)
-        write_record(record_file(r, folder), dict(key=r.key, config=r.config, figures={}, seconds=s, trace=[]))
+        r = Run("risk", method=m, steps=100, seed=seed)
+        write_record(record_file(r, folder), dict(key=r.key, config=r.config, figures={}, seconds=s, trace=[], device=device))
     return folder
 
 
 def test_plan_counts_what_is_done_and_left(tmp_path):
     store_of(tmp_path, expected=10., learned=30.)
     runs = [Run("risk", method=m, steps=n, seed=s) for m, n in (("expected", 100), ("learned", 100), ("paper", 200)) for s in range(3)]
-    runs += [Run("risk", method="expected", arch="cnn")]
     df = plan(runs, tmp_path)
-    assert df.method.tolist() == ["expected", "learned", "paper", "expected"] and df.runs.tolist() == [3, 3, 3, 1] and df.done.tolist() == [1, 1, 0, 0]
-    assert df.time.tolist() == ["measured", "measured", "cost model", "unknown"]
-    each = [100 * .1 / 60, 100 * .3 / 60, 200 * .1 * times_plain(runs[6]) / 60]
-    assert df["minutes each"][:3].tolist() == pytest.approx(each) and df["hours left"][:3].tolist() == pytest.approx(np.array(each) * [2, 2, 3] / 60)
-    assert df.iloc[3][["minutes each", "hours left"]].isna().all()
+    assert df.method.tolist() == ["expected", "learned", "paper"] and df.runs.tolist() == [3, 3, 3] and df.done.tolist() == [1, 1, 0]
+    assert df.time.tolist() == ["stored", "stored", "unknown"] and df.iloc[2][["minutes each", "hours", "hours left"]].isna().all()
+    each = np.array([100 * .1 / 60, 100 * .3 / 60])
+    assert np.allclose(df["minutes each"][:2], each) and np.allclose(df.hours[:2], each * 3 / 60) and np.allclose(df["hours left"][:2], each * 2 / 60)
+
+
+def test_a_plan_with_times_is_their_sum(tmp_path):
+    "Once 20 s and .2 s per step, for runs of three lengths, two of which are done"
+    store_of(tmp_path, expected=10.), store_of(tmp_path, expected=10., seed=1)
+    runs = [Run("risk", method="expected", steps=n, noise=o, seed=s) for n, o in ((100, 0.), (500, 0.), (1000, .2)) for s in range(2)]
+    df = plan(runs, tmp_path, times={kind_of(runs[0]): (20., .2)})
+    assert len(df) == 1 and df.runs[0] == 6 and df.done[0] == 2 and df.time[0] == "timed"
+    assert df.hours[0] == pytest.approx(2 * (3*20 + .2 * 1600) / 3600) and df["hours left"][0] == pytest.approx(2 * (2*20 + .2 * 1500) / 3600)
+    assert df["minutes each"][0] == pytest.approx(60 * df.hours[0] / 6)
+
+
+def test_what_cannot_be_timed_goes_at_the_pace_of_this_machine(tmp_path):
+    "Plain training and GCE were stored at .1 s per step and take .2 and .4 here: a median of 3 times as long; GPUs don't count"
+    store_of(tmp_path, expected=10., gce=10., learned=30.)
+    store_of(tmp_path, "NVIDIA H100", seed=1, learned=1., paper=1.)
+    plain, gce, learned, paper = runs = [Run("risk", method=m, steps=100) for m in ("expected", "gce", "learned", "paper")]
+    df = plan(runs, tmp_path, times={kind_of(plain): (0., .2), kind_of(gce): (0., .4)})
+    assert df.time.tolist() == ["timed", "timed", "stored", "unknown"] and np.allclose(df["minutes each"][:3], np.array([20, 40, 3*30]) / 60)
+
+
+def test_runs_whose_weights_others_replay_are_planned_too():
+    a, b = Run("noise", method="replayed"), Run("noise", method="frozen")
+    df = plan([a, b, b.source], gpu="T4").set_index("method")
+    assert df.runs.to_dict() == dict(replayed=1, frozen=1, learned=2) and a.source != b.source
+
+
+def test_runs_of_one_kind():
+    "What changes the time per step, and what doesn't"
+    r = Run(method="learned", noise=.2)
+    same = [dict(seed=3), dict(steps=50), dict(noise=0.), dict(shift="balance"), dict(lr=.01), dict(study="noise"), dict(meta=dict(knots=None, floor=0.)), dict(clean_valid=True)]
+    others = [dict(method="paper"), dict(data="table"), dict(arch="cnn"), dict(bs=50), dict(opt="adam"), dict(augment=True), dict(precision="bfloat16"), dict(meta=dict(every=5)),
+              dict(meta=dict(n_inner=2)), dict(objective="cvar"), dict(valid_share=.02)]  # another target has another `every`
+    assert {kind_of(replace(r, **o)) for o in same} == {kind_of(r)} and len({kind_of(replace(r, **o)) for o in [{}, *others]}) == 1 + len(others)
+
+
+def test_times_from_two_lengths(monkeypatch):
+    "A method that needs 3 s once and .5 s per step, on data that take 7 s"
+    spent = []
+    monkeypatch.setattr(timing, "_seconds", lambda r, steps, path: spent.append(steps) or 3 + .5 * steps)
+    monkeypatch.setattr(timing, "_beside", lambda r, path: 7.)
+    runs = [Run(method=m, steps=n, noise=o) for m, n, o in (("gce", 600, 0.), ("expected", 3, 0.), ("expected", 2, .2), ("gce", 600, .4), ("report", 600, .2))]
+    times = time_kinds(runs)
+    assert list(times) == [kind_of(runs[i]) for i in (2, 0, 4)] and all(o == pytest.approx((10., .5)) for o in times.values())
+    assert spent == [1, 1, 2] + [4, 4, 8] + [10, 10, 20]  # a report needs a pass over 1,000 samples
+
+
+def test_kinds_that_cannot_be_run_here_have_no_time(tmp_path):
+    assert time_kinds([Run(data="cifar10", arch="cnn", steps=2), Run(data="cifar10_cut", method="gce", steps=2)], path=tmp_path) == {}
+
+
+def test_short_runs_are_timed_and_leave_no_trace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state, threads, runs = torch.get_rng_state(), torch.get_num_threads(), [Run(data="digits_300", bs=20, method=m, steps=3) for m in ("expected", "warm", "shuffled")]
+    times = time_kinds(runs)
+    assert list(times) == [kind_of(r) for r in runs] and all(o > 0 for t in times.values() for o in t[:1]) and not list(tmp_path.iterdir())
+    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
 
 
 def test_plan_for_a_gpu_is_estimated(tmp_path):
     "A linear layer of a x b takes 2ab operations a sample, and a step three passes"
-    runs = [Run("risk", arch="mlp:50", method=m, steps=1000, bs=20) for m in ("expected", "paper")]
+    runs = [Run("risk", arch="mlp:5000-5000", method=m, steps=1000, bs=2000) for m in ("expected", "paper")]
     a, b = (plan(runs, tmp_path, gpu) for gpu in ("T4", "A100"))
-    flops = 3 * 20 * 2 * (64 * 50 + 50 * 10)
+    flops = 3 * 2000 * 2 * (64 * 5000 + 5000 * 5000 + 5000 * 10)
     assert a["minutes each"][0] == pytest.approx(1000 * flops / (.4 * 8.1e12) / 60) and set(a.time) == {"estimated"}
     assert a["minutes each"][1] / a["minutes each"][0] == pytest.approx(times_plain(runs[1])) and np.allclose(a["minutes each"] / b["minutes each"], 19.5 / 8.1)
-    with pytest.raises(ValueError, match="gpu must be one of T4, .*, got 'TPU'"): plan(runs, tmp_path, "TPU")
+
+
+def test_a_gpu_waits_for_its_host(tmp_path):
+    "62 parameter tensors of ResNet-18 take .28 ms each on any fast GPU; meta-steps with their large batches take what they compute"
+    plain, paper = runs = [Run("risk", data="cifar10", arch="resnet18_32", method=m, steps=1000, augment=True) for m in ("expected", "paper")]
+    a, b = (plan(runs, tmp_path, gpu)["minutes each"] for gpu in ("H100", "RTX4090"))
+    assert a[0] == b[0] == pytest.approx(1000 * 62 * .28e-3 / 60) and (a[1] - a[0]) / (b[1] - b[0]) == pytest.approx(82.6 / 66.9)
+
+
+def test_plan_refuses_other_gpus(tmp_path):
+    with pytest.raises(ValueError, match="gpu must be one of T4, .*, got 'TPU'"): plan([Run()], tmp_path, "TPU")
 
 
 def test_sizes_for_times_are_those_of_the_data():
@@ -182,9 +249,9 @@ def said(capsys, *args):
 def test_dry_run_of_the_papers_scale(tmp_path):
     p = command("noise", "--scale", "paper", "--dry-run", "--gpu", "A100", "--jobs", "2", "--store", tmp_path)
     assert p.returncode == 0, p.stderr
-    assert re.search(r"^ *cifar10 +resnet18_32 +paper +50 +0 +estimated +[\d.]+ +[\d.]+$", p.stdout, re.M)
-    hours = sum(float(o) for o in re.findall(r"estimated +[\d.]+ +([\d.]+)$", p.stdout, re.M))
-    total = re.search(r"^290 runs, 0 done, ([\d.]+) hours left with 2 at once$", p.stdout, re.M)
+    assert re.search(r"^ *cifar10 +resnet18_32 +paper +50 +0 +estimated +[\d.]+ +[\d.]+ +[\d.]+$", p.stdout, re.M)
+    hours = sum(float(o) for o in re.findall(r"estimated +[\d.]+ +[\d.]+ +([\d.]+)$", p.stdout, re.M))
+    total = re.search(r"^290 runs, 0 done, ([\d.]+) hours left with 2 at once; \1 hours for all of them from the start$", p.stdout, re.M)
     assert float(total[1]) == pytest.approx(hours / 2, abs=1) and list(tmp_path.iterdir()) == []
 
 
@@ -194,20 +261,48 @@ def test_list_names_studies_and_scales(capsys):
     assert status == 0 and got == {(st, sc): n for sc, o in COUNTS.items() for st, n in o.items()}
 
 
-def test_dry_run_counts_what_is_done(capsys, tmp_path):
-    r = study_runs("risk", "smoke")[0]
+@pytest.fixture
+def an_hour_each(monkeypatch):
+    "No run is timed: each one of plain training takes an hour, and of the others nothing is known"
+    asked = []
+    monkeypatch.setattr(timing, "time_kinds", lambda runs, *args: asked.append((len(runs), *args)) or {kind_of(r): (3600., 0.) for r in runs if r.method == "expected"})
+    return asked
+
+
+def test_dry_run_says_what_is_done_and_left(capsys, tmp_path, an_hour_each):
+    r = study_runs("noise", "smoke")[0]
     write_record(record_file(r, tmp_path), dict(key=r.key, config=r.config, figures={}, seconds=6., trace=[]))
-    status, out = said(capsys, "risk", "--scale", "smoke", "--store", tmp_path, "--dry-run")
-    assert status == 0 and re.search(r"digits +resnet18_32 +expected +1 +1 +measured", out) and "5 runs, 1 done" in out
+    status, out = said(capsys, "noise", "--scale", "smoke", "--seeds", 3, "--store", tmp_path, "--path", "here", "--dry-run", "--jobs", 2)
+    assert status == 0 and re.search(r"digits +resnet18_32 +expected +3 +1 +timed +60.0 +3.0 +2.0", out) and an_hour_each == [(15, 2, "here")]
+    assert "15 runs, 1 done, 1.0 hours left with 2 at once, and 12 runs of which nothing is known yet; 1.5 hours for all of them from the start" in out
+    assert "\ntimed: short runs" in out and "\nunknown: nothing" in out and "stored:" not in out and "nan" not in out
 
 
-def test_dry_run_without_known_times_says_so(capsys, tmp_path):
-    out = said(capsys, "risk", "--scale", "smoke", "--store", tmp_path, "--dry-run")[1]
-    assert "unknown" in out and "5 runs, 0 done" in out and "5 runs of which nothing is known yet" in out and "nan" not in out
+def test_dry_run_for_a_gpu_times_nothing(capsys, tmp_path, an_hour_each):
+    assert said(capsys, "risk", "--scale", "smoke", "--store", tmp_path, "--dry-run", "--gpu", "T4")[0] == 0 and an_hour_each == []
+
+
+def test_a_scale_without_a_study_is_all_of_its_studies(capsys, tmp_path, monkeypatch, an_hour_each):
+    runs = study_runs(scale="smoke")
+    assert runs == study_runs("risk", "smoke") + study_runs("noise", "smoke") and len(study_runs(scale="cpu")) == sum(COUNTS["cpu"].values())
+    out = said(capsys, "--scale", "smoke", "--store", tmp_path, "--dry-run")[1]
+    assert "11 runs, 0 done, 2.0 hours left" in out  # and the run whose weights `replayed` takes
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: made_up(r) | dict(steps=[1], weights=[[.5, .5]]))
+    status, out = said(capsys, "--scale", "smoke", "--store", tmp_path)
+    assert status == 0 and [o for o in out.splitlines() if o in scales["smoke"]] == ["risk", "noise"]
+    assert [o.split()[0] for o in out.splitlines() if " done, " in o] == [str(i) for i in range(1, 11)] and len(list(tmp_path.glob("*/*.json"))) == 11
+
+
+def test_precision_of_a_whole_scale(capsys, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engine, "train_run", lambda r, *args: seen.append(r) or made_up(r))
+    assert said(capsys, "risk", "--scale", "smoke", "--store", tmp_path, "--precision", "bfloat16")[0] == 0
+    assert seen == [replace(r, precision="bfloat16") for r in study_runs("risk", "smoke")] and "bfloat16" in str(seen[0])
+    assert set(load_results("risk", tmp_path).precision) == {"bfloat16"}
 
 
 @pytest.mark.parametrize("args,status,says", [
-    ([], 2, "name a study"), (["riks"], 2, "study: invalid choice: 'riks'"), (["risk", "--scale", "gpu"], 2, "--scale: invalid choice: 'gpu'"),
+    ([], 2, "name a study, or a --scale"), (["riks"], 2, "study: invalid choice: 'riks'"), (["risk", "--scale", "gpu"], 2, "--scale: invalid choice: 'gpu'"),
     (["shift", "--scale", "paper"], 1, "study must be one of risk, noise, got 'shift'"), (["risk", "--seeds", "0"], 2, "--seeds must be at least 1, got 0"),
     (["risk", "--seeds", "x"], 2, "--seeds: invalid int value: 'x'"), (["risk", "--jobs", "0"], 2, "--jobs must be at least 1, got 0"),
     (["risk", "--gpu", "TPU"], 2, "--gpu: invalid choice: 'TPU'"), (["risk", "--scheduler", "host:8786"], 1, "scheduler must be the address of a Dask scheduler")], ids=str)

@@ -23,7 +23,7 @@ ROOMS = """
     risk reducer processes files view plot
     kernels passes checks losses record audit order head curriculum guard presumption hypergrad loaders samples batches weighing learned arranging reporting evidence callback panel
     networks readers data cleaning cleaner
-    lab.drawn lab.datasets lab.run lab.store lab.methods lab.suspects lab.train lab.sweep lab.contenders lab.report lab.bench lab.scales lab.plan lab.cli lab.tables lab.rivals
+    lab.drawn lab.datasets lab.run lab.store lab.robust lab.methods lab.suspects lab.train lab.sweep lab.timing lab.contenders lab.report lab.bench lab.scales lab.plan lab.cli lab.stats lab.tables lab.rivals lab.targets lab.field lab.front
     training study cost scales tables widget all
 """.split()
 # The public names of each module in the first edition: all of them stay importable from there

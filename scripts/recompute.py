@@ -1,0 +1,91 @@
+"""The figures of the README and of the first screens of lessons 10 to 19, worked out from the store once more: `python scripts/recompute.py`
+
+Nothing of the package is used here: the records are read as JSON, and means, intervals and choices are written out. A claim is a piece of
+text that must stand in its document word for word, and a figure that must bear it out. Digits in a first screen that belong to no claim
+are an error."""
+import json
+import re
+import sys
+
+from claims import CLAIMS
+from evidence import ROOT, front_page
+
+# --- The front page
+
+def agree(shown, value):
+    "Does a number as it is shown agree with the value, within half a unit of its last digit (and a hair for rounding)?"
+    digits = len(shown.partition("e")[0].partition(".")[2])
+    unit = 10. ** -digits * 10. ** (int(shown.partition("e")[2]) if "e" in shown else 0)
+    return abs(float(shown) - value) <= .5 * unit * 1.001 + 1e-12
+
+
+def check_front_page(readme):
+    "Every cell of the table"
+    lines = [o.strip("| ").split(" | ") for o in readme.splitlines() if o.startswith("| ") and "accuracy" in o or "CVaR, " in o and o.startswith("| ")]
+    rows = front_page()
+    if len(lines) != len(rows): yield f"README: {len(lines)} rows in place of {len(rows)}"
+    for cells, want in zip(lines, rows):
+        task, _, n, plain, learned, rival, against_plain, against_best = cells
+        shown = [("n", n, want["n"]), ("plain", plain, want["plain"]), ("learned", learned, want["learned"]), ("best", rival.split()[0], want["best"])]
+        for name, text in (("against_plain", against_plain), ("against_best", against_best)):
+            values = want[name]
+            parts = re.findall(r"[-+]\d+\.?\d*", text)
+            if len(parts) != len(values): yield f"README, {task}: {text!r} should have {len(values)} numbers"
+            shown += [(name, a, b) for a, b in zip(parts, values)]
+        for name, text, value in shown:
+            if not agree(str(text), value): yield f"README, {task}: {name} is shown as {text} and is {value:.6g}"
+        if rival.partition(" ")[2] != want["rival"]: yield f"README, {task}: the best rival is {want['rival']}, not {rival.partition(' ')[2]}"
+
+
+# --- The first screens
+
+# Digits that are no figures of ours: links, code, formulas, quotations, names, and how many images, steps and samples there were
+SETUP = "|".join([
+    r'\[[^\]]*\]\([^)]*\)',
+    r'`[^`]*`',
+    r'\(\.1\)',
+    r'\$[^$]*\$',
+    r'\*".*?"\*',
+    r'\*\*You will be able to\*\*.*',
+    r'CIFAR-10N?',
+    r'(?:Figure|Table|section|lessons?) \d[\d.]*',
+    r'at 0, 20 and 50%',
+    r'95%',
+    r'within 5% of a risk or one point',
+    r"The paper's abstract promises [^.]*",
+    r'gives the abstract its 10%',
+    r'\b240 of your 12,000',
+    r'Filled: 600 clean images; open: 240',
+    r'axis begins at \d+%',
+    r'[\d,]+ (?:images|steps|samples|classes)'])
+
+
+def first_screen(name):
+    "The text of a lesson up to its first heading; of the README what it says of the evidence, without the table"
+    if name == "README":
+        text = re.search(r"^## What to expect\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)[1]
+        return re.sub(r"^\|.*\n", "", text, flags=re.M)
+    cells = json.loads((ROOT / f"nbs/{name}.ipynb").read_text())["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    return re.split(r"^## ", text, flags=re.M)[0].partition("\n")[2]
+
+
+def check_lesson(name):
+    "Every claim stands there and holds, and no digit is left over"
+    text = first_screen(name)
+    for claim, holds in CLAIMS[name].items():
+        if claim not in text: yield f"{name}: {claim!r} is not in its first screen"
+        elif not holds(): yield f"{name}: {claim!r} is not borne out by the store"
+    rest = re.sub(SETUP, "", text)
+    for claim in CLAIMS[name]: rest = rest.replace(re.sub(SETUP, "", claim), "")
+    for o in re.findall(r"[^\n.]*\d[^\n.]*", rest): yield f"{name}: no claim covers the digits of {o.strip()!r}"
+
+
+def main():
+    "Print what is wrong; the exit status is the number of errors"
+    wrong = [*check_front_page((ROOT / "README.md").read_text()), *(o for name in CLAIMS for o in check_lesson(name))]
+    print("\n".join(wrong) or f"{len(front_page())} rows of the README and {sum(map(len, CLAIMS.values()))} claims of {len(CLAIMS)} pages hold")
+    sys.exit(len(wrong))
+
+
+if __name__ == "__main__": main()
