@@ -47,7 +47,7 @@ SETUP = "|".join([
     r'\$[^$]*\$',
     r'\*".*?"\*',
     r'\*\*You will be able to\*\*.*',
-    r'CIFAR-10N?',
+    r'CIFAR-10N?|L2RW|16x16',
     r'(?:Figure|Table|section|lessons?) \d[\d.]*',
     r'at 0, 20 and 50%',
     r'95%',
