@@ -23,6 +23,7 @@ from evidence import (
     ratio,
     risk,
     rivals,
+    row_of,
     runs,
     safe,
     said_of,
@@ -32,24 +33,57 @@ from evidence import (
     unshifted,
 )
 
-NOISY_DIGITS = dict(data="digits", noise=.4, noise_kind="uniform", steps=600)
+MEMORISED = [o for o in NOISY if o["noise_kind"] != "doubtful"]
+
+
+def people(augment=False):
+    "The worst human labels, on images that no choice has seen"
+    return row_of(["second"], "test_balanced", data="cifar10_second", arch="cnn", steps=3000, noise=.41, noise_kind="worse", augment=augment)
+
+
+def complete(task):
+    "The rivals of a task that have run with all seeds"
+    task = dict(task)
+    return [o for o in rivals(["fresh", "rivals"], "test_acc", task.pop("steps", 2000), **task).values() if len(o) == 5]
+
+
 CLAIMS = { # Lesson -> text of its first screen -> what must hold
 "README": {
-    "ELR is more accurate on small, noisy digits": lambda: below(bench("presumption", study="fresh", **NOISY_DIGITS), field("elr", **NOISY_DIGITS)),
-    "ELR, label smoothing and mixup gain about half a point on right labels": lambda: all(
-        .25 < minus(field(m), bench("expected", study="fresh"))[0] < .75 for m in ("elr", "label_smoothing", "mixup")),
-    "in two runs of 65 with right labels, both on drawn shapes, weight was taken away, and one lost three points":
-        lambda: [len(o) for o in convicted()] == [65, 2] and {o["config"]["data"] for o in convicted()[1]} == {"shapes"}
+    "by 4 to 25 points on six tasks of drawn noise, and by 11 on the human labels": lambda: sorted(
+        round(minus(fresh("presumption", **o), fresh("expected", **o))[0]) for o in MEMORISED)[::5] == [4, 25]
+        and all(below(fresh("expected", **o), fresh("presumption", **o)) for o in MEMORISED) and round(people()["against_plain"][0]) == 11,
+    "on five of the six no tuned rival is seen to be ahead of it by more than 1.5 points": lambda: sum(
+        min(minus(fresh("presumption", **o), v)[0] for v in complete(o)) > -1.5 for o in MEMORISED) == 5,
+    "With right labels it was plain training to the last bit in 132 of 140 runs": lambda: [len(o) for o in convicted()] == [140, 8],
+    "nearly as good under uniform noise, one point behind": lambda: all(
+        .5 < minus(fresh("presumption", **o), shorter("fresh", **o))[0] < 1.5 for o in (HALF, FIFTH)),
+    "on human labels the mean of three seeds is the same": lambda: people()["rival"] == "a shorter run" and abs(people()["against_best"][0]) < .15,
+    "with crops and flips plain training reaches 57% on the same human labels, and without them nothing comes above 51%": lambda:
+        round(people(True)["plain"]) == 57 and max(people()["best"], people()["learned"]) < 51,
+    "ELR is ahead on small, noisy digits, by 2 points, and where labels flip to a neighbour, by 1": lambda: [
+        round(-minus(fresh("presumption", **o), field("elr", **o))[0]) for o in (NOISY[6], NOISY[2])] == [2, 1]
+        and all(below(fresh("presumption", **o), field("elr", **o)) for o in (NOISY[6], NOISY[2])),
+    "label smoothing gains half a point on right labels": lambda: .35 < minus(field("label_smoothing"), fresh("expected"))[0] < .65,
+    "Noise that a network finds plausible is not seen at all, and a shorter run and GCE are ahead there": lambda:
+        fresh("presumption", **NOISY[4]) == fresh("expected", **NOISY[4])
+        and all(below(fresh("presumption", **NOISY[4]), field(o, **NOISY[4])) for o in ("length", "gce")),
+    "the other eight of the 140 runs were drawn shapes, one of which lost three points, and CIFAR-10 without crops and flips, where it happened in all five":
+        lambda: sorted(o["config"]["data"] for o in convicted()[1]) == ["cifar10_cut"] * 2 + ["cifar10_second"] * 3 + ["shapes"] * 3
+        and not any(o["config"]["augment"] for o in convicted()[1])
         and -4 < min(v for o in safe() for v in o.values()) < -2.5,
-    "after 10 to 20% of wrong labels they are further from the truth than those of plain training": lambda: all(
-        below(bench("expected", "test_calibration", noise=o, noise_kind="uniform"), bench("presumption", "test_calibration", noise=o, noise_kind="uniform"))
+    "With 10 to 20% wrong labels the probabilities are worse calibrated than those of plain training": lambda: all(
+        below(fresh("expected", "test_calibration", noise=o, noise_kind="uniform"), fresh("presumption", "test_calibration", noise=o, noise_kind="uniform"))
         for o in (.1, .2)),
-    "CVaR by a fifth, at the price of accuracy, and the human-aligned risk by 6%": lambda:
-        -22 < minus(cooled("cvar", "learned"), cooled("cvar", "expected"), True)[0] < -18
-        and below(acc("cvar", "learned"), acc("cvar", "expected")) and round(minus(cooled("human", "learned"), cooled("human", "expected"), True)[0]) == -6,
+    "learned weights lower CVaR by a fifth, at the price of accuracy, and the human-aligned risk by 6%, beside plain training with a temperature": lambda:
+        -22 < minus(cooled("cvar", "learned"), cooled("cvar", "expected"), True)[0] < -18 and below(acc("cvar", "learned"), acc("cvar", "expected"))
+        and round(minus(cooled("human", "learned"), cooled("human", "expected"), True)[0]) == -6,
     "none lies clearly below a hand-made risk with a temperature": lambda: not any(all(
         below(cooled(o, "learned"), cooled(o, m)) for m in ("batch", "warm")) for o in ("expected", "cvar", "human", "meanvar", "trimmed")),
-    "inverted CVaR is still a loss": lambda: below(risk("icvar", "expected"), risk("icvar", "learned"))},
+    "The first edition lost on two targets": lambda: minus(risk("expected", "learned"), risk("expected", "warm"))[0] > 0
+        and below(risk("icvar", "expected"), risk("icvar", "learned")),
+    "on the mean the default no longer does, and on inverted CVaR learned weights still do": lambda:
+        bench("presumption", "test_ce") == bench("expected", "test_ce")
+        and below(risk("icvar", "expected"), risk("icvar", "learned"))},
 "10_cvar": {
     "Learned weights more than halve the CVaR of plain training": lambda: ratio(risk("cvar", "learned"), risk("cvar", "expected")) < .5,
     "but a warm start does as well at a smaller price in accuracy": lambda: ratio(risk("cvar", "warm"), risk("cvar", "expected")) < .5
@@ -101,7 +135,8 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
     "by about one (600 clean images) to two (240)": lambda: .7 < minus(noisy("learned", True), noisy("finetuned", True))[0] < 1.5
         and 1.7 < minus(noisy("learned", True, .02), noisy("finetuned", True, .02))[0] < 2.7,
     "With the *noisy* labels of the same images the weights are as good": lambda: equal(noisy("learned", True), noisy("learned")),
-    "equals them with no clean label at all": lambda: equal(noisy("learned", True), rivals(["harmless"], "test_acc", 2000, **HALF)["elr"]),
+    "is not seen to differ from them with no clean label at all": lambda: open_(
+        noisy("learned", True), rivals(["harmless"], "test_acc", 2000, **HALF)["elr"]),
     "today's default, without any either, is nearly a point better at 50%": lambda: .5 < minus(bench("presumption", **HALF), noisy("learned", True))[0] < 1,
     "Only the paper's own algorithm gains by clean validation labels, two points at 50%, and it stays below finetuning even so": lambda: 1.7 < minus(
         noisy("paper", True), noisy("paper"))[0] < 2.7 and below(noisy("paper", True), noisy("finetuned", True))},
@@ -113,9 +148,10 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
         .5 < minus(fresh("presumption", **o), shorter("fresh", **o))[0] < 1.5 for o in (HALF, FIFTH)),
     "more is left where the noise depends on the class, on long tails and on small data": lambda: all(
         minus(fresh("presumption", **o), shorter("fresh", **o))[0] > 2 for o in (*NOISY[2:4], *NOISY[5:])),
-    "it is equal under uniform noise": lambda: all(equal(fresh("presumption", **o), field("elr", **o)) for o in (HALF, FIFTH)),
-    "it is ahead on the long tail, and behind on average where labels flip to a neighbour and on small scans of digits": lambda: [
-        minus(fresh("presumption", **o), field("elr", **o))[0] > 0 for o in (NOISY[5], NOISY[2], NOISY[6])] == [True, False, False],
+    "no difference is seen under uniform noise": lambda: all(open_(fresh("presumption", **o), field("elr", **o)) for o in (HALF, FIFTH)),
+    "it is ahead on the long tail, and behind where labels flip to a neighbour and on small scans of digits":
+        lambda: below(field("elr", **NOISY[5]), fresh("presumption", **NOISY[5]))
+        and all(below(fresh("presumption", **o), field("elr", **o)) for o in (NOISY[2], NOISY[6])),
     "the default finds nothing, is plain training to the last bit, and loses to a shorter run and to training with GCE":
         lambda: fresh("presumption", **NOISY[4]) == fresh("expected", **NOISY[4])
         and all(below(fresh("presumption", **NOISY[4]), field(o, **NOISY[4])) for o in ("length", "gce")),
@@ -126,9 +162,9 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
     "and gains six points": lambda: 5.5 < minus(noisy("learned"), noisy("paper"))[0] < 6.6,
     "end six points above the paper's way": lambda: 5.5 < minus(noisy("learned"), noisy("paper"))[0] < 6.6,
     "clean validation labels add nothing to MAE": lambda: equal(noisy("learned", True), noisy("learned")),
-    "is equal to the first edition's weights at both rates": lambda: all(
-        equal(noisy("learned", **o), rivals(["harmless"], "test_acc", 2000, **o)["gce"]) for o in (HALF, FIFTH)),
-    "about a point below today's default at 50%": lambda: .5 < minus(
+    "is seen at either rate": lambda: all(  # after the correction
+        abs(minus(noisy("learned", **o), rivals(["harmless"], "test_acc", 2000, **o)["gce"])[0]) < .7 for o in (HALF, FIFTH)),
+    "about a point above it at 50%": lambda: .5 < minus(
         bench("presumption", **HALF), rivals(["harmless"], "test_acc", 2000, **HALF)["gce"])[0] < 1.5},
 "17_other_shifts": {
     "*Worse images* cost some thirty points of accuracy": lambda: 25 < unshifted() - mean(shift("images", "expected", False)) < 35,
@@ -151,7 +187,7 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
     "With the best temperature for everybody no learned risk is seen to be below the best made by hand": lambda: not any(all(
         below(cooled(o, "learned"), cooled(o, m)) for m in ("expected", "batch", "warm")) for o in TARGETS if o != "icvar"),
     "one point is left over finetuning on the same clean part": lambda: .7 < minus(noisy("learned", True), noisy("finetuned", True))[0] < 1.5,
-    "ELR equals today's default at 20%": lambda: equal(bench("presumption", **FIFTH), rivals(["harmless"], "test_acc", 2000, **FIFTH)["elr"]),
-    "no difference is seen at 50%": lambda: open_(bench("presumption", **HALF), rivals(["harmless"], "test_acc", 2000, **HALF)["elr"]),
+    "no difference between ELR and today's default is seen at 20 and 50%": lambda: all(
+        open_(bench("presumption", **o), rivals(["harmless"], "test_acc", 2000, **o)["elr"]) for o in (HALF, FIFTH)),
     "Without wrong labels label smoothing is ahead": lambda: below(noisy("learned", noise=0.), noisy("label_smoothing", noise=0.))},
 }

@@ -19,22 +19,29 @@ def agree(shown, value):
     return abs(float(shown) - value) <= .5 * unit * 1.001 + 1e-12
 
 
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
+
+
+def rendered(o):
+    "A row as the page should have it: cells with # in the place of numbers, and the numbers in their order"
+    unit = "" if o["measure"] == "accuracy" else "%"
+    def ends(d): return "(# to #)" if o["n"] >= 5 else "[# to #]"
+    cells = [o["task"], o["measure"], "#", "#", "#", f"# {o['rival']}", *(f"#{unit} {ends(o[k])}" for k in ("against_plain", "against_best"))]
+    return cells, [[], [], [o["n"]], [o["plain"]], [o["learned"]], [o["best"]], o["against_plain"], o["against_best"]]
+
+
 def check_front_page(readme):
-    "Every cell of the table"
-    lines = [o.strip("| ").split(" | ") for o in readme.splitlines() if o.startswith("| ") and "accuracy" in o or "CVaR, " in o and o.startswith("| ")]
+    "Every cell of the table, words and brackets included"
+    table = re.search(r"^## What to expect\n.*?\n((?:\|.*\n)+)", readme, re.M | re.S)[1].splitlines()[2:]
     rows = front_page()
-    if len(lines) != len(rows): yield f"README: {len(lines)} rows in place of {len(rows)}"
-    for cells, want in zip(lines, rows):
-        task, _, n, plain, learned, rival, against_plain, against_best = cells
-        shown = [("n", n, want["n"]), ("plain", plain, want["plain"]), ("learned", learned, want["learned"]), ("best", rival.split()[0], want["best"])]
-        for name, text in (("against_plain", against_plain), ("against_best", against_best)):
-            values = want[name]
-            parts = re.findall(r"[-+]\d+\.?\d*", text)
-            if len(parts) != len(values): yield f"README, {task}: {text!r} should have {len(values)} numbers"
-            shown += [(name, a, b) for a, b in zip(parts, values)]
-        for name, text, value in shown:
-            if not agree(str(text), value): yield f"README, {task}: {name} is shown as {text} and is {value:.6g}"
-        if rival.partition(" ")[2] != want["rival"]: yield f"README, {task}: the best rival is {want['rival']}, not {rival.partition(' ')[2]}"
+    if len(table) != len(rows): yield f"README: {len(table)} rows in place of {len(rows)}"
+    for line, want in zip(table, rows):
+        for cell, form, values in zip(line.strip("| ").split(" | "), *rendered(want)):
+            shown = NUMBER.findall(cell) if values else []
+            words = NUMBER.sub("#", cell) if values else cell
+            if words != form: yield f"README, {want['task']}: {cell!r} should read {form!r}"
+            for text, value in zip(shown, values):
+                if not agree(text, value): yield f"README, {want['task']}: {text} is shown, and it is {value:.6g}"
 
 
 # --- The first screens
@@ -79,6 +86,14 @@ def check_lesson(name):
     rest = re.sub(SETUP, "", text)
     for claim in CLAIMS[name]: rest = rest.replace(re.sub(SETUP, "", claim), "")
     for o in re.findall(r"[^\n.]*\d[^\n.]*", rest): yield f"{name}: no claim covers the digits of {o.strip()!r}"
+    if name == "README": yield from (f"README: no claim covers {o!r}" for o in unclaimed(text))
+
+
+def unclaimed(text):
+    "Sentences of the two paragraphs on what the package is worth that hold no claim"
+    judged = re.sub(r"\*\*What it is (?:not )?worth\.\*\*", "", "\n".join(o for o in text.splitlines() if o.startswith("**What it is")))
+    for sentence in re.split(r"(?<=[.;:])\s+", judged):
+        if sentence.strip() and not any(claim in sentence or sentence.strip(" .;:") in claim for claim in CLAIMS["README"]): yield sentence
 
 
 def main():

@@ -75,6 +75,6 @@ def front_page(
 )->pd.DataFrame:
     "Eight rows of text: what today's default is worth for the mean, and what learned weights are worth for two other targets"
     df, t = load_results('second', store), field_table(store)
-    human = [o for o in people['people'] if (o['noise_kind'], o['augment']) in (('random1', True), ('worse', False))]
-    return pd.DataFrame([*(_human_row(df, o) for o in sorted(human, key=lambda o: -o['augment'])),
+    human = [o for o in people['people'] if o['noise_kind'] == 'worse']
+    return pd.DataFrame([*(_human_row(df, o) for o in sorted(human, key=lambda o: not o['augment'])),
                          *(_field_row(t, task_name(o)) for o in _drawn), *(_target_row(store, o) for o in _targets)])

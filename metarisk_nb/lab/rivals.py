@@ -35,9 +35,10 @@ def chosen(
     by='hyper_acc', # What chooses
     n=None,         # How many settings there are to choose from: seeds that lack one do not count
 )->pd.DataFrame:    # One run per seed, by seed
-    "The runs that noisy hyper-validation likes best"
+    "The runs that noisy hyper-validation likes best; meta-validation decides between equals"
+    df = df.drop_duplicates(['seed', 'meta', 'steps']).sort_values([by, 'valid_acc'])
     if n: df = df[df.groupby('seed').seed.transform('size') == n]
-    return df.loc[df.groupby('seed')[by].idxmax()].set_index('seed') if len(df) else df.set_index('seed')
+    return df.groupby('seed').tail(1).set_index('seed').sort_index()
 
 def contestants(
     df,       # Results of the study

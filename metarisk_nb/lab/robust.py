@@ -132,6 +132,7 @@ class CoTeaching(Callback):
         self.twin = deepcopy(self.model)
         for o in self.twin.modules():
             if hasattr(o, 'reset_parameters'): o.reset_parameters()
+        self.twin.train()
         self.twin_opt = self.learn.opt_func(self.learn.splitter(self.twin), lr=self.learn.lr, wd=self.learn.wd)
     def after_loss(self):
         own, twins = (cross_entropy(z, self.y, reduction='none') for z in (self.pred, self.twin(self.x)))
@@ -201,7 +202,7 @@ class LearnToReweight(_Ahead):
         self.learn.loss_grad = (self.weights * cross_entropy(self.pred, self.y, reduction='none')).sum()
 
 class MetaWeightNet(_Ahead):
-    "A network from loss to weight, 1-100-1, learned by Adam one step ahead (Shu et al., 2019, equations 3 to 6)"
+    "A network from loss to weight, 1-100-1, learned by Adam one step ahead (Shu et al., 2019, equations 3 to 6), weights normalised"
     def __init__(self, meta_lr=1e-3, **kwargs):
         super().__init__(**kwargs)
         self.net = nn.Sequential(nn.Linear(1, 100), nn.ReLU(), nn.Linear(100, 1), nn.Sigmoid())

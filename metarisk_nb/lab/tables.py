@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from fastai.torch_core import no_random
 
-from .stats import bootstrap, holm, interval, stands
+from .stats import bootstrap, interval, judged
 from .store import load_results
 from ..risk import check_whole
 
@@ -120,18 +120,17 @@ def verdicts(
     others=('expected', 'batch', 'warm'), # Methods to judge it against
 )->pd.DataFrame: # Best other, difference (learned - best), 95% interval, n, p (Holm's), here, paper, verdict; `attrs` has the best's means
     "How the learned risk stands to the best of the others, beside the paper's claim"
-    rows, base, ds = {}, {}, {}
+    others_best, base, ds = {}, {}, {}
     for row in claims:
         d = df[df[by] == row]
         means = d[d.method.isin(others)].groupby('method')[column].mean()
         if not len(means): continue
         best = means.idxmin() if lower else means.idxmax()
         if not set(d.seed[d.method == learned]) & set(d.seed[d.method == best]): continue
-        ds[row], base[row] = _differences(d, learned, best, column), means[best]
-        rows[row] = {'best other': best, **interval(ds[row]), 'relative %': _percent(ds[row].mean(), base[row])}
-    v = pd.DataFrame.from_dict(rows, orient='index').rename_axis(by)
-    if len(v): v['p'] = holm(v.p)
-    v['here'] = [stands(ds[o], v.p[o], margin_of(column, base[o]), lower) for o in v.index]
+        ds[row], base[row], others_best[row] = _differences(d, learned, best, column), means[best], best
+    v = judged(ds, [margin_of(column, o) for o in base.values()], lower).rename_axis(by) if ds else pd.DataFrame(columns=['here'])
+    v.insert(0, 'best other', [others_best[o] for o in v.index])
+    v.insert(len(v.columns) - 1, 'relative %', [_percent(ds[o].mean(), base[o]) for o in v.index])
     v['paper'] = [claims[o] for o in v.index]
     v['verdict'] = [_verdict(*o) for o in zip(v.here, v.paper)]
     v.attrs['best mean'] = base
@@ -160,9 +159,7 @@ def compare(
     scores = pd.DataFrame([(m, s, _score(m, f, s)) for s in seeds for m, f in methods.items()], columns=['method', 'seed', 'score'])
     first, *others = methods
     ds = {m: _differences(scores, m, first, 'score') for m in others}
-    t = pd.DataFrame([interval(d) for d in ds.values()], pd.Index(others, name=f'against {first}'))
-    t['p'] = holm(t.p)
-    return scores, t.assign(verdict=[stands(d, p, lower=lower) for d, p in zip(ds.values(), t.p)])
+    return scores, judged(ds, lower=lower).rename_axis(f'against {first}').rename(columns=dict(here='verdict'))
 
 # %% ../../nbs/lab/tables.ipynb #6b783706
 def _where(df, **where):

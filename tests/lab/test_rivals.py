@@ -18,7 +18,8 @@ def runs(*rows):
     "Results of the task with 50% uniform noise: (method, seed, steps, hyper_acc, test_balanced)"
     base = dict(arch="mlp", noise_kind="uniform", shift="none", mom=.9, lr=.1, augment=False, opt=np.nan, **bench_row(dict(noise=.5)))
     names = "method", "seed", "steps", "hyper_acc", "test_balanced"
-    return pd.DataFrame([{**base, **dict(zip(names, o)), "test_worst": 50., "test_calibration": 5.} for o in rows])
+    return pd.DataFrame([{**base, **dict(zip(names, o)), "test_worst": 50., "test_calibration": 5., "valid_acc": 50., "meta": f"setting={i}"}
+                         for i, o in enumerate(rows)])
 
 
 ROWS = [("presumption", 0, 2000, 0, 83.), ("expected", 0, 2000, 60, 70.), ("expected", 0, 1000, 70, 80.), ("expected", 0, 500, 65, 82.),
@@ -33,6 +34,14 @@ def test_noisy_hyper_validation_chooses_and_the_test_set_does_not():
 def test_a_rival_counts_where_it_had_all_its_settings():
     c = contestants(runs(*ROWS[:-1], ("gce", 1, 2000, 99, 90.)), dict(noise=.5))
     assert c["GCE"].index.tolist() == [0] and "ELR" not in c
+
+
+def test_meta_validation_decides_between_settings_that_hyper_validation_likes_equally():
+    df = runs(*[("gce", 0, 2000, 70, 80. + i) for i in range(3)])
+    df["valid_acc"] = [60., 62., 61.]
+    assert chosen(df, n=3).test_balanced.tolist() == [81] and chosen(df.sample(frac=1, random_state=0), n=3).test_balanced.tolist() == [81]
+    twice = pd.concat([df, df.tail(1)])  # a run that two studies have is one run
+    assert chosen(twice, n=3).test_balanced.tolist() == [81]
 
 
 def test_a_length_of_another_task_is_no_rival():

@@ -46,10 +46,10 @@ def test_equal_where_the_90_percent_interval_lies_within_the_margin():
 
 @pytest.mark.parametrize("d,lower,says", [([1.] * 4, False, "too few seeds"), ([1.] * 5, False, "better"), ([1.] * 5, True, "worse"),
                                           ([0.] * 5, False, "equal"), ([3, -3, 2, -2, 0], False, "no difference seen")], ids=str)
-def test_words(d, lower, says): assert stands(np.array(d, float), p_value(d), 1., lower) == says
+def test_words(d, lower, says): assert stands(np.array(d, float), p_value(d), equal_within(d, 1.), lower) == says
 
 
-def test_nothing_is_called_equal_without_a_margin(): assert stands(np.zeros(5), 1.) == "no difference seen"
+def test_nothing_is_called_equal_without_a_test(): assert stands(np.zeros(5), 1.) == "no difference seen"
 
 
 def test_a_row_of_a_table():

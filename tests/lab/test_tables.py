@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from metarisk_nb.lab.run import Run
-from metarisk_nb.lab.store import record_file, write_record
 from metarisk_nb.lab.stats import interval
+from metarisk_nb.lab.store import record_file, write_record
 from metarisk_nb.lab.tables import *
 
 
