@@ -64,6 +64,8 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
         round(-minus(fresh("presumption", **o), field("elr", **o))[0]) for o in (NOISY[6], NOISY[2])] == [2, 1]
         and all(below(fresh("presumption", **o), field("elr", **o)) for o in (NOISY[6], NOISY[2])),
     "label smoothing gains half a point on right labels": lambda: .35 < minus(field("label_smoothing"), fresh("expected"))[0] < .65,
+    "on a long tail with right labels logit adjustment, its setting chosen in hindsight, gains more than one": lambda: 1 < minus(
+        field("logit_adjustment", shift="tail20"), fresh("expected", shift="tail20"))[0] < 1.7,
     "Noise that a network finds plausible is not seen at all, and a shorter run and GCE are ahead there": lambda:
         fresh("presumption", **NOISY[4]) == fresh("expected", **NOISY[4])
         and all(below(fresh("presumption", **NOISY[4]), field(o, **NOISY[4])) for o in ("length", "gce")),

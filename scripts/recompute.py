@@ -32,7 +32,7 @@ def rendered(o):
 
 def check_front_page(readme):
     "Every cell of the table, words and brackets included"
-    table = re.search(r"^## What to expect\n.*?\n((?:\|.*\n)+)", readme, re.M | re.S)[1].splitlines()[2:]
+    table = re.search(r"^## What to expect\n.*?\n((?:\|[^\n]*\n)+)", readme, re.M | re.S)[1].splitlines()[2:]
     rows = front_page()
     if len(table) != len(rows): yield f"README: {len(table)} rows in place of {len(rows)}"
     for line, want in zip(table, rows):
@@ -92,7 +92,7 @@ def check_lesson(name):
 def unclaimed(text):
     "Sentences of the two paragraphs on what the package is worth that hold no claim"
     judged = re.sub(r"\*\*What it is (?:not )?worth\.\*\*", "", "\n".join(o for o in text.splitlines() if o.startswith("**What it is")))
-    for sentence in re.split(r"(?<=[.;:])\s+", judged):
+    for sentence in re.split(r"(?<=[.;])\s+", judged):
         if sentence.strip() and not any(claim in sentence or sentence.strip(" .;:") in claim for claim in CLAIMS["README"]): yield sentence
 
 

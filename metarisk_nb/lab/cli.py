@@ -28,7 +28,7 @@ def _options(args):
     o.add_argument('--store', help='folder of results; nbs/results, or results where there is no nbs')
     o.add_argument('--path', help='folder of CIFAR-10; METARISK_DATA by default')
     o.add_argument('--list', action='store_true', help='the studies and their scales, and end')
-    o.add_argument('--dry-run', action='store_true', help='runs, what is done and the expected time, after short runs that are timed, and end')
+    o.add_argument('--dry-run', action='store_true', help='runs, what is done and the time left, by short runs that are timed, and end')
     o.add_argument('--gpu', choices=list(gpus), help='with --dry-run: estimate the time on this one, and time nothing')
     opts = o.parse_args(args)
     if not (opts.study or opts.scale or opts.list): o.error('name a study, or a --scale to train all of its studies; --list has them')
@@ -48,7 +48,8 @@ def _listed():
     return df.sort_values(['study', 'runs']).to_string(index=False)
 
 _how = dict(timed='short runs of the same kind, here and now, as many at once', estimated='operations, and what the GPU sustains',
-            stored='stored runs, at the pace of this machine where it was timed: these cannot be trained here', unknown='nothing is known yet')
+            stored='stored runs, at the pace of this machine where it was timed: these cannot be trained here',
+            unknown='nothing is known yet')
 
 def _planned(df, jobs):
     "The plan as text, with its sum and how it is known"
@@ -61,8 +62,8 @@ def _planned(df, jobs):
 
 def _summary(df):
     "Mean and standard deviation of each setting, without the columns in which all are alike"
-    axes = ('data', 'objective', 'method', 'meta', 'noise', 'noise_kind', 'clean_valid', 'valid_share', 'shift', 'steps', 'mom', 'opt', 'lr',
-            'augment')
+    axes = ('data', 'objective', 'method', 'meta', 'noise', 'noise_kind', 'clean_valid', 'valid_share', 'shift', 'steps', 'mom', 'opt',
+            'lr', 'augment')
     by = [o for o in axes if o in df and df[o].nunique(dropna=False) > 1] or ['method']
     g = df.groupby(by, dropna=False, sort=False)
     out = g.agg(n=('seed', 'size'), **{f'{o} {f}': (f'test_{o}', f) for o in ('risk', 'acc') for f in ('mean', 'std')})

@@ -171,5 +171,5 @@ def train_run(
         learn.add_cb(trace)
         found, seconds = trained(learn, run, source)
         figures = {**measure(learn.model, learn.dls, run.objective), **(found or {})}
-        return dict(key=run.key, config=run.config, **_about(learn.dls), data_mark=mark, seconds=seconds - trace.seconds, steps_done=trace.done,
-                    figures=figures, trace=_rounded(trace.test(), 6), **_weights(learn, trace.done))
+        return dict(key=run.key, config=run.config, **_about(learn.dls), data_mark=mark, seconds=seconds - trace.seconds,
+                    steps_done=trace.done, figures=figures, trace=_rounded(trace.test(), 6), **_weights(learn, trace.done))

@@ -284,7 +284,7 @@ def test_dry_run_for_a_gpu_times_nothing(capsys, tmp_path, an_hour_each):
 
 def test_a_scale_without_a_study_is_all_of_its_studies(capsys, tmp_path, monkeypatch, an_hour_each):
     runs = study_runs(scale="smoke")
-    assert runs == study_runs("risk", "smoke") + study_runs("noise", "smoke") and len(study_runs(scale="cpu")) == sum(COUNTS["cpu"].values())
+    assert runs == study_runs("risk", "smoke") + study_runs("noise", "smoke") and len(study_runs(scale="cpu")) == sum(len(study_runs(o)) for o in scales["cpu"])
     out = said(capsys, "--scale", "smoke", "--store", tmp_path, "--dry-run")[1]
     assert "11 runs, 0 done, 2.0 hours left" in out  # and the run whose weights `replayed` takes
     monkeypatch.setattr(engine, "train_run", lambda r, *args: made_up(r) | dict(steps=[1], weights=[[.5, .5]]))
