@@ -16,7 +16,9 @@ hues = sns.color_palette('colorblind') # The ten colours of seaborn's colour-bli
 _light, _dark = sns.light_palette(hues[0], 6), sns.dark_palette(hues[6], 5)
 palette = dict(plain=hues[7], expected=hues[7], learned=hues[0], oracle=hues[1], paper=hues[2], warm=hues[4], batch=hues[5], gce=hues[3],
                coteaching=hues[9], label_smoothing=hues[8], joined=hues[6], finetuned=_dark[3], clean_only=_dark[2],
-               frozen=_light[4], replayed=_light[3], shuffled=_light[2], presumption=_dark[0], elr=_light[1]) # Method -> colour
+               frozen=_light[4], replayed=_light[3], shuffled=_light[2], presumption=_dark[0], elr=_light[1])
+_rivals = 'sce bitempered mixup ema two_networks mixture l2rw mwnet class_weights logit_adjustment'.split()
+palette.update(zip(_rivals, sns.husl_palette(len(_rivals), l=.45))) # Method -> colour
 
 def bare_axes(
     ax=None,        # Axes to draw on; those of a new figure by default
