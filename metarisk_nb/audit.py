@@ -20,8 +20,8 @@ from .record import LabelRecord
 worst,few = .9,20 # Part of the decoys that wrong labels are compared with; labels of a class that count as much as all others together
 early = 3         # Visits before which a loss says more about its time than about its label
 little = .03      # Share of wrong labels below which the report speaks of a few
-few_labels = 1000 # Labels below which a network learns some by heart, so that more may be wrong
-by_heart = .02    # Share of the labels that are not believed in the end, below which a run has learned them by heart
+few_labels = 1000 # Labels below which a network memorises some, so that more may be wrong
+by_heart = .02    # Share of the labels that are not believed in the end, below which a run has memorised them
 shallow = .8      # Density at the bottom of a valley by that of the lower of its two peaks, from which on it is none
 
 def _share(loss, decoys):

@@ -48,9 +48,9 @@ def picked(rows, figure, n=3, by="hyper_acc"):
     return {s: o["figures"][figure] for s, o in best.items()}
 
 
-def stopped_early(rows):
-    "Seed -> test accuracy at the step at which noisy hyper-validation was most accurate"
-    return {o["config"]["seed"]: max(o["trace"], key=lambda r: r["hyper_acc"])["test_acc"] for o in rows}
+def at_best(rows, split="hyper_acc"):
+    "Seed -> test accuracy at the step at which a validation split was most accurate: noisy hyper-validation by default"
+    return {o["config"]["seed"]: max(o["trace"], key=lambda r: r[split])["test_acc"] for o in rows}
 
 
 def mean(a): return float(np.mean([*a.values()]))
@@ -81,7 +81,7 @@ def rivals(studies, figure, steps, **where):
     def lengths(m): return [o for n in (steps // 4, steps // 2, steps) for o in of(n, method=m)]
     found = {m: picked(of(method=m), figure) for m in THREE} | {m: picked(of(method=m), figure, by=figure) for m in HINDSIGHT}
     found |= dict(length=picked(lengths("expected"), figure), joined=picked(lengths("joined"), figure))
-    if figure == "test_acc": found["stopped"] = stopped_early(of(method="expected"))
+    if figure == "test_acc": found["stopped"] = at_best(of(method="expected"))
     return {m: o for m, o in found.items() if o}
 
 
@@ -149,8 +149,7 @@ def shift(kind, method, clean_valid, figure="test_acc", **where):
 
 def stopped(kind, clean_valid):
     "Plain training read at the step that is best on its validation split"
-    rows = runs("shift", shift=kind, method="expected", clean_valid=clean_valid)
-    return {o["config"]["seed"]: max(o["trace"], key=lambda r: r["valid_acc"])["test_acc"] for o in rows}
+    return at_best(runs("shift", shift=kind, method="expected", clean_valid=clean_valid), "valid_acc")
 
 
 def bench(method, figure="test_acc", study="harmless", **where): return by_seed(runs(study, method=method, **where), figure)
@@ -165,11 +164,6 @@ NOISY = [HALF, FIFTH, *(dict(noise=.4, noise_kind=o) for o in ("pairflip", "clas
 
 def noisy(method, clean=False, share=None, **noise):
     return by_seed(runs("noise", method=method, clean_valid=clean, valid_share=share, **(noise or HALF)), "test_acc")
-
-
-def at_best(rows, split):
-    "Seed -> test accuracy at the step at which a validation split was most accurate"
-    return {o["config"]["seed"]: max(o["trace"], key=lambda r: r[split])["test_acc"] for o in rows}
 
 
 def shorter(study, **where):

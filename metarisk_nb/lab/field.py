@@ -9,7 +9,7 @@ __all__ = ['rival_names', 'outside', 'competitors', 'field_table', 'strongest', 
 import pandas as pd
 import seaborn as sns
 
-from .rivals import chosen, runs_of, task_name
+from .rivals import chosen, lengths_of, runs_of, task_name
 from .run import told
 from .scales import contested, settings
 from .stats import few, judged
@@ -36,8 +36,7 @@ def competitors(
     by, column = dict(last=_last, chosen=_step)[read]
     df, want = runs_of(df, row)
     runs = {m: o for m, o in df[df.steps == want.steps].groupby('method') if m == 'presumption' or m in rival_names}
-    lengths = df[df.steps.isin([want.steps // 4, want.steps // 2, want.steps])]
-    runs |= {name: lengths[lengths.method == m] for name, m in (('length', 'expected'), ('joined', 'joined'))}
+    runs |= dict(length=lengths_of(df, want), joined=lengths_of(df, want, 'joined'))
     if read == 'chosen': runs.pop('ema', None)
     n = {m: 3 for m in (*settings, 'length', 'joined')}
     scores = {m: chosen(o, column if m in _hindsight else by, n.get(m, 1))[column] for m, o in runs.items()}

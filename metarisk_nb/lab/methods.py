@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy
 from ..callback import BatchRisk, History, gce_loss
 from ..data import RandomCropFlip, TensorDL, TensorSet
 from .robust import (ELR, EMA, CoTeaching, LearnToReweight, MetaWeightNet, MixtureTrimming, bi_tempered_loss,
-                                    class_weights, logit_adjusted_loss, sce_loss)
+                                    class_weights, left_out, logit_adjusted_loss, sce_loss)
 from .run import Run, makers
 from ..risk import ICVaR, Spectral, as_risk
 
@@ -159,8 +159,7 @@ def _meta_risk(learn, run): _fit(learn, run, makers[run.method](run.objective, *
 def _oracle(learn, run): _fit(learn, run, None, BatchRisk(ICVaR(1 - run.wrong)))
 
 def _coteaching(learn, run):
-    kept = lambda: 1 - run.wrong * min(1, 5 * learn.pct_train)
-    _fit(learn, run, BatchRisk(lambda losses: ICVaR(kept())(losses)))
+    _fit(learn, run, BatchRisk(lambda losses: ICVaR(1 - left_out(run.wrong, learn.pct_train))(losses)))
 
 def _with(callback, learn, run):
     "Train with a callback whose arguments are the run's constants"

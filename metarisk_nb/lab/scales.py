@@ -58,7 +58,7 @@ _for_rare = ('class_weights', 'logit_adjustment')
 
 def _tuned(base, *methods): return [dict(base, method=m, meta=settings[m]) for m in methods]
 
-def _lengths(base, method): return dict(base, method=method, steps=[base['steps'] // 4, base['steps'] // 2, base['steps']])
+def _lengths(base, method, parts=(4, 2, 1)): return dict(base, method=method, steps=[base['steps'] // o for o in parts])
 
 def _against(base, noisy):
     "The default and plain training; where labels are wrong, plain training of two more lengths too, and GCE and ELR"
@@ -91,8 +91,7 @@ def _field(base, noisy):
     "All rivals on a task but those that `fresh` has: plain training, and among wrong labels of several lengths, GCE and ELR"
     there = ('gce', 'elr') if noisy else ()
     rivals = [m for m in settings if m not in there and (m not in _for_rare or base.get('shift', 'none') != 'none')]
-    shorter = dict(base, method='expected', steps=[base['steps'] // 4, base['steps'] // 2])
-    known = [dict(base, method=['oracle', 'coteaching'])] if noisy else [shorter]
+    known = [dict(base, method=['oracle', 'coteaching'])] if noisy else [_lengths(base, 'expected', (4, 2))]
     return [*_tuned(base, *rivals), _lengths(base, 'joined'), *known, dict(base, method=['learned', 'paper'])]
 
 def _rivals():
@@ -109,7 +108,7 @@ def _suspects():
              dict(noise=.4, shift='tail20'), dict(noise=.2, shift='tail20')]
     tasks = [*(dict(_fashion, seeds=5, **o) for o in noisy), *human]
     whole = [dict(o, method=['report', 'visits', 'crossval', 'deleted', 'relabelled']) for o in tasks]
-    shorter = [dict(o, method=['visits', 'crossval'], steps=[o['steps'] // 4, o['steps'] // 2]) for o in tasks]
+    shorter = [_lengths(o, ['visits', 'crossval'], (4, 2)) for o in tasks]
     return [*whole, *shorter, *(dict(_fashion, seeds=5, noise=o, method='report') for o in (0., .1, .3, .5))]
 
 def _human(**data):
