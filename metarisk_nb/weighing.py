@@ -231,7 +231,9 @@ class Weighing(OneLearner):
         self.other_holders = [o for o in loss_holders(*self.other_losses()) if not any(o is p for p in self.own_holders)]
     def after_pred(self):  # before other callbacks choose or cast an output, and before the loss
         self.given = Given(self.pred, self.targets(), self.own_holders, self.other_holders)
-    def after_step(self): self.n_step += 1  # optimizer steps, not batches: gradients may be accumulated
+    def after_step(self):
+        self.n_step += 1  # optimizer steps, not batches: gradients may be accumulated
+        torch.clear_autocast_cache()  # copies of the parameters before the step, kept where an interrupted fit has left autocast open
     def after_cancel_step(self): self.n_step -= 1  # fastai calls `after_step` all the same
     def after_batch(self): self.given = None
     def after_fit(self): self.given = None
@@ -245,9 +247,7 @@ class Weighing(OneLearner):
         "Samples so far whose loss was not finite and had no weight"
         return int(self._counted[0]) if self._counted else 0
 
-    def begin_anew(self):
-        "Forget what came from another Learner"
-        self.n_step, self._counted, self._told = 0, None, False
+    def begin_anew(self): self.n_step, self._counted, self._told = 0, None, False
 
     def other_losses(self)->list:
         "Losses beside the Learner's own that the callback calls"

@@ -1,6 +1,7 @@
 "A small Learner and what tests ask of it"
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -56,9 +57,26 @@ def ce(pred, y): return F.cross_entropy(pred, y, reduction="none")
 
 
 class Half(Callback):
-    "bfloat16 autocast on the CPU from the forward pass to the loss, as fastai's MixedPrecision does on a GPU"
+    "bfloat16 autocast on the CPU from the forward pass to the loss, as fastai's MixedPrecision does on a GPU: an error in between leaves it open"
     order = MixedPrecision.order
     def before_batch(self): self.autocast = torch.autocast("cpu", torch.bfloat16); self.autocast.__enter__()
     def after_pred(self): self.learn.pred = self.pred.float()
     def after_loss(self): self.autocast.__exit__(None, None, None)
-    def after_cancel_batch(self): self.autocast.__exit__(None, None, None)
+
+
+def autocast_depth():
+    "How many autocasts are open"
+    depth = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    return depth
+
+
+@contextmanager
+def autocast_closed():
+    "Close on leaving what was left open within"
+    depth, was = autocast_depth(), torch.is_autocast_enabled("cpu")
+    try: yield
+    finally:
+        while autocast_depth() > depth: torch.autocast_decrement_nesting()
+        torch.set_autocast_enabled("cpu", was)
+        torch.clear_autocast_cache()

@@ -15,6 +15,15 @@ SECONDS = {"test_risk_explorer": 40, "test_no_problem_is_found": 30, "killed": 3
            "handout_has": 15, "bundled_runs": 8, "test_notebook_runs": 8, "[03_": 15, "[05_": 20, "[07_": 14, "[08_": 12, "[09": 12, "test_loop_learns": 5, "both_shapes": 5}
 
 
+@pytest.fixture(autouse=True)
+def no_autocast_left_open():
+    "A test that leaves autocast open lets every later one train on out-of-date copies of the parameters"
+    from common import autocast_closed, autocast_depth
+    with autocast_closed():
+        yield
+        assert autocast_depth() == 0, "autocast is still open after this test"
+
+
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="the slow tests too")
 
 

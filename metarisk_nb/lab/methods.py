@@ -9,6 +9,7 @@ __all__ = ['recipes', 'all_outputs', 'scores_of', 'fairness_of', 'best_temperatu
 # %% ../../nbs/lab/methods.ipynb #882f590a
 import math
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from itertools import count, islice
 
@@ -126,12 +127,16 @@ class _Patience(Callback):
 
 class _Bfloat16(MixedPrecision):
     "fastai's `to_bf16`, which on a CPU would train in float32 without a word"
-    def __init__(self): super().__init__(AMPMode.BF16)
+    def __init__(self, opened):
+        super().__init__(AMPMode.BF16)
+        self.opened = opened  # an ExitStack: whoever closes it closes autocast, where an error comes between forward pass and loss
     def before_fit(self):
         with warnings.catch_warnings():
             warnings.filterwarnings('ignore', ".*CUDA is not available")
             super().before_fit()
         self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
+    def before_batch(self): self.opened.enter_context(self.autocast)
+    def after_loss(self): self.opened.close()
 
 def one_cycle(
     learn,   # Its training loader is replaced
@@ -142,8 +147,9 @@ def one_cycle(
     "The paper's schedule over exactly `steps` optimizer steps"
     augment = RandomCropFlip() if run.augment else None
     learn.dls.loaders[0] = StepsDL(learn.dls.train_ds, run.bs, steps=steps, device=learn.dls.device, after_batch=augment)
-    cbs = [_NoValid(), *([_Patience(run)] if run.patience else []), *([_Bfloat16()] if run.precision == 'bfloat16' else [])]
-    learn.fit_one_cycle(1, lr or run.lr, div=run.div, div_final=run.div_final, moms=(run.mom,)*3, cbs=cbs)
+    with ExitStack() as opened:
+        cbs = [_NoValid(), *([_Patience(run)] if run.patience else []), *([_Bfloat16(opened)] if run.precision == 'bfloat16' else [])]
+        learn.fit_one_cycle(1, lr or run.lr, div=run.div, div_final=run.div_final, moms=(run.mom,)*3, cbs=cbs)
 
 def _fit(learn, run, *cbs):
     "A one-cycle for each of `cbs` (a callback that stays on, or None); they share the steps evenly"

@@ -9,7 +9,7 @@ from itertools import cycle
 import pytest
 import torch
 import torch.nn.functional as F
-from common import CPU, Half, ce, equal, fit, learner, net, state, tensors
+from common import CPU, Half, autocast_closed, autocast_depth, ce, equal, fit, learner, net, state, tensors
 from fastai.basics import SGD, Callback, CrossEntropyLossFlat, Learner, OptimWrapper, accuracy, set_seed
 from fastai.callback.core import CancelFitException
 from fastai.callback.progress import ProgressCallback
@@ -134,6 +134,17 @@ def test_bfloat16_is_used_where_it_keeps_the_gradient_right(kw, half):
         fit(learn, 1)
     assert (torch.bfloat16 in seen) == half
     assert F.cosine_similarity(grads[0], grads[len(grads)//2], 0) > .98
+
+
+@pytest.mark.parametrize("cb", [MetaRisk, lambda: MetaRisk.first_edition(every=2), lambda: BatchRisk("cvar:.5")])
+def test_a_fit_in_bfloat16_is_the_same_after_one_that_broke_off(cb):
+    "An error between forward pass and loss leaves fastai's autocast open, which then keeps its copies of the parameters from step to step"
+    def boom(pred, y): raise RuntimeError("boom")
+    want = state(fit(learner([cb(), Half()]), 3))
+    with autocast_closed():
+        with pytest.raises(RuntimeError, match="boom"): fit(learner(Half(), loss=boom), 1)
+        assert autocast_depth() == 1
+        assert equal(want, state(fit(learner([cb(), Half()]), 3)))
 
 
 # --- What is left alone

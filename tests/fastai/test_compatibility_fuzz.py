@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from common import Half, held
+from common import Half, autocast_closed, held
 from fastai.basics import SGD, Adam, CrossEntropyLossFlat, DataLoaders, Learner, OptimWrapper, RMSProp, params, ranger, set_seed
 from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.data import WeightedDL
@@ -112,7 +112,7 @@ def make(d, cbs, path):
     kw = dict(splitter=splitter) if splitter else {}
     loss = tasks[d["task"]][1][d["loss"]]
     learn = Learner(dls, {**nets, **seg}[d["net"]](), loss, opt_func=optimizers[d["opt"]], cbs=[*cbs, *[companions[o]() for o in d["cbs"]]], path=path, **kw)
-    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings():
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(), autocast_closed():
         warnings.simplefilter("ignore")
         learn.fit(-(-3 // max(1, len(dls.train))), slice(1e-3, 1e-2))
     return learn

@@ -21,6 +21,7 @@ import PIL.Image
 import psutil
 import pytest
 import torch
+from common import autocast_depth
 from fastai.callback.core import Callback
 from fastai.torch_core import no_random
 from forks import Forked, OnTerminal, wait_for
@@ -520,6 +521,14 @@ def test_bfloat16_is_for_the_steps_alone(method, tmp_path, monkeypatch):
 def test_a_bfloat16_run_gives_the_learner_back_as_it_was():
     learn, c = trained(Run(method="warm", steps=7, precision="bfloat16"))
     assert c.n == 7 and not hasattr(learn, "mixed_precision") and {p.dtype for p in learn.model.parameters()} == {torch.float32}
+
+
+def test_an_error_in_a_bfloat16_run_leaves_no_autocast_open_for_the_next(monkeypatch):
+    def boom(self): raise RuntimeError("boom")
+    with monkeypatch.context() as m:
+        m.setattr(BatchRisk, "after_loss", boom)
+        with pytest.raises(RuntimeError, match="boom"): trained(Run(method="batch", steps=7, precision="bfloat16"))
+    assert autocast_depth() == 0 and not torch.is_autocast_enabled("cpu")
 
 
 def test_figures_are_those_of_fastai(tmp_path):
