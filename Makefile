@@ -47,15 +47,17 @@ browser:                          ## Chromium for the tests of the widgets and t
 handout: $(STAMP)                 ## the lessons without their solutions, for a class, into _handout
 	$(BIN)/python scripts/handout.py
 
-shots: $(STAMP)                   ## photograph the widgets in a browser: the still figures of notebooks 07 and 16a
+shots: $(STAMP)                   ## photograph explorables and widgets in a browser for the lessons, and measure how smoothly they move
+	$(BIN)/python -W ignore scripts/stills.py
 	SHOTS=nbs/images $(BIN)/python -m pytest tests/course/test_widgets.py tests/course/test_cleaner.py
 
-prepare: $(STAMP)                 ## before each commit: export, clean, pack results, README
+prepare: $(STAMP)                 ## before each commit: export, clean, pack results, minutes, README
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python -W ignore scripts/pack.py
 	$(BIN)/python scripts/tidy.py
 	$(BIN)/python scripts/bundle.py
+	$(BIN)/python scripts/minutes.py
 	$(BIN)/python scripts/readme.py
 
 outputs: $(STAMP)                 ## run all notebooks and keep their outputs

@@ -23,7 +23,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[cfg["lib_path"], cfg["lib_path"] + ".*"]),
     include_package_data=False,
-    package_data={cfg["lib_path"]: ["data/*"]},
+    package_data={cfg["lib_path"]: ["data/*", "explorables/*"]},
     install_requires=cfg["requirements"].split(),
     extras_require={o: cfg[f"{o}_requirements"].split() for o in ("dev", "bench", "distributed", "cluster", "peers")},
     entry_points={"console_scripts": [f"metarisk_study={cfg['lib_path']}.lab.cli:main"], "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},

@@ -14,10 +14,12 @@ from fastai.callback.core import Callback
 from IPython.display import display
 
 from .callback import MetaRisk
-from .plot import as_array, palette
+from .plot import as_array, page_width, palette
 from .view import fixed_figure, image_html
 
 # %% ../nbs/parts/panel.ipynb #985671f8
+def _status(says): return f'<p role="status">{says}</p>'
+
 class MetaRiskPanel(Callback):
     "Draw what `MetaRisk` learns while it learns, for at most about `share` of the training time"
     order = MetaRisk.order + 10
@@ -36,12 +38,13 @@ class MetaRiskPanel(Callback):
         if not self.run: return
         if not hasattr(self.learn, 'meta_risk'):
             raise RuntimeError('MetaRiskPanel draws what MetaRisk learns: add MetaRisk() to the callbacks of the Learner')
-        self.picture, self.start, self.spent, self.drawn = W.HTML(), time.perf_counter(), 0., 0
+        self.picture = W.HTML(_status('Training has begun; the weights come with the first steps …'))
+        self.start, self.spent, self.drawn = time.perf_counter(), 0., 0
         display(self.picture)
 
     def after_batch(self):
         "Draw, if there is something new to draw and time for it"
-        if self.training and self._due: self._draw()
+        if self.training and self._due: self._draw(_status('Training goes on …'))
 
     def after_fit(self):
         "Draw the last picture"
@@ -54,7 +57,7 @@ class MetaRiskPanel(Callback):
 
     def figure(self)->mf.Figure:
         "The weights so far, and the target risk on the validation batches"
-        m, fig = self.meta_risk, fixed_figure(10, 3)
+        m, fig = self.meta_risk, fixed_figure(page_width, 2.8, wspace=.6)
         axs = fig.subplots(1, 2, width_ratios=[3, 2])
         m.plot_evolution(ax=axs[0], title='weights')
         axs[1].plot(m.history.steps, as_array(m.history.values), color=palette['learned'])
@@ -62,12 +65,15 @@ class MetaRiskPanel(Callback):
         axs[1].spines[['top', 'right']].set_visible(False)
         return fig
 
-    def _draw(self):
-        "Draw into the picture; a fit that was cancelled before the first batch has nothing to show"
+    def _draw(self, status=''):
+        "Draw into the picture, above what is going on; a fit that was cancelled before the first batch has nothing to show"
         m, start = self.meta_risk, time.perf_counter()
-        if self.picture is None or not m.history: return
+        if self.picture is None: return
+        if not m.history:
+            self.picture.value = status
+            return
         w = m.weights
         says = f'After {m.n_step} steps the worst half of a batch has {100 * w[:len(w) // 2].sum():.0f}% of the weight'
-        self.picture.value = image_html(self.figure(), says)
+        self.picture.value = image_html(self.figure(), says) + status
         self.drawn += 1
         self.spent += time.perf_counter() - start

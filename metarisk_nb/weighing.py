@@ -236,7 +236,6 @@ class Weighing(OneLearner):
         torch.clear_autocast_cache()  # copies of the parameters before the step, kept where an interrupted fit has left autocast open
     def after_cancel_step(self): self.n_step -= 1  # fastai calls `after_step` all the same
     def after_batch(self): self.given = None
-    def after_fit(self): self.given = None
     def after_train(self):
         if not self._told and self.ignored:
             self._told = True
@@ -247,7 +246,9 @@ class Weighing(OneLearner):
         "Samples so far whose loss was not finite and had no weight"
         return int(self._counted[0]) if self._counted else 0
 
-    def begin_anew(self): self.n_step, self._counted, self._told = 0, None, False
+    def begin_anew(self):
+        "Forget what came from another Learner"
+        self.n_step, self._counted, self._told = 0, None, False
 
     def other_losses(self)->list:
         "Losses beside the Learner's own that the callback calls"
@@ -261,8 +262,7 @@ class Weighing(OneLearner):
     def _first_bs(self):
         "Samples in the first batch of an epoch, which is a whole one; None for another batch, or where nobody knows"
         if self.iter: return None
-        dl = undivided(self.dls.train)
-        bs, n = loader_bs(dl), n_items(dl)
+        bs, n = (f(undivided(self.dls.train)) for f in (loader_bs, n_items))
         return bs if bs and n and n >= bs else None
 
     def losses_of(self,

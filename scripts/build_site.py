@@ -5,6 +5,7 @@ site lacks (a dead link, a picture without words, a listed page) is printed, and
 """
 import ast
 import hashlib
+import html
 import importlib
 import inspect
 import json
@@ -22,6 +23,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import yaml
+from mend_site import finish
 from smalldocs import api
 from smalldocs.config import load
 from smalldocs.site import Site
@@ -75,30 +77,58 @@ def split_cell(src):
 def markdown(src): return dict(cell_type="markdown", metadata={}, source=src)
 
 
-def translate(nb):
-    "A notebook as smalldocs reads it: a title, Quarto's options alone, words for each picture"
+def links(*found): return markdown("::: {.page-links}\n" + " ".join(found) + "\n:::")
+
+
+def doors(name, repo):
+    "Where a notebook of `repo` can be run, had and read"
+    at = f"{repo}/blob/main/{name}"
+    return links(f"[Open in Colab]({at.replace('github.com', 'colab.research.google.com/github')})",
+                 f'<a href="{posixpath.basename(name)}" download>Download the notebook</a>', f"[Source on GitHub]({at})")
+
+
+def still(src):
+    "The still picture under an explorable for readers without JavaScript alone; the caption stays"
+    return re.sub(r"^!\[(.*?)\]\((\S+)\)", lambda m: f'<noscript><img class="img-fluid" alt="{html.escape(m[1])}" src="{m[2]}"></noscript>', src)
+
+
+def moves(cell): return any("data-explorable" in text(o["data"].get("text/html", "")) for o in cell.get("outputs", []) if "data" in o)
+
+
+def sized(o):
+    "An output whose picture says behind a # how wide it is to be shown, for `mend_site`"
+    width = o.get("metadata", {}).get("image/png", {}).get("width")
+    return {**o, "data": {**o["data"], "image/png": f"{text(o['data']['image/png']).strip()}#{width}"}} if width else o
+
+
+def translate(nb, top=()):
+    "A notebook as smalldocs reads it: a title, the cells `top`, Quarto's options alone, words for each picture"
     cells, front, head = [], [], ""
     for i, c in enumerate(nb["cells"]):
         src, fold = text(c["source"]), ""
         if c["cell_type"] == "markdown":
             if not head and (m := re.match(r"# (.*)\n*(?:> (.*))?\n*", src)):
-                keys = dict(title=m[1], subtitle=m[2] and plain(m[2]))
+                keys = dict(title=m[1], description=m[2] and plain(m[2]))
                 front = [dict(cell_type="raw", metadata={}, source="---\n" + "".join(f"{k}: {json.dumps(v)}\n" for k, v in keys.items() if v) + "---")]
                 head, src = plain(m[1]), src[m.end():]
+            if i and moves(nb["cells"][i - 1]): src = still(src)
             for h in re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", src, flags=re.M | re.S), re.M): head = plain(h)
         elif c["cell_type"] == "code":
             words, opts, code = split_cell(src)
             if "hide" in words or not code: continue
-            if opts.pop("code-fold", False) is True:  # with its output, which is the answer
-                m = re.match(r"# (Solution.*)", code)
-                fold = opts.pop("code-summary", m[1] if m else "Code")
+            m = re.match(r"# (Solution.*)", code)
+            if opts.get("code-fold") is True and (m or "code-summary" in opts):  # with its output, which is the answer
+                fold = opts.pop("code-summary", m and m[1])
+                del opts["code-fold"]
             follows = text(nb["cells"][i + 1]["source"]) if i + 1 < len(nb["cells"]) else ""
             caption = re.match(r"\*(Figure\b.*?)\*\s*$", follows.split("\n\n")[0], re.S)
+            opts.setdefault("code-overflow", "wrap")
             opts.setdefault("fig-alt", plain(caption[1]) if caption else f"Figure: {head}")
             src = "".join(f"#| {k}: {json.dumps(v, ensure_ascii=False)}\n" for k, v in opts.items()) + code
         new = {**c, "source": src}
+        if "outputs" in c: new["outputs"] = [sized(o) for o in c["outputs"]]
         cells += [markdown(f"<details>\n<summary>{fold}</summary>\n"), new, markdown("</details>\n")] if fold else [new]
-    return {**nb, "cells": front + cells}
+    return {**nb, "cells": [*front, *top, *cells]}
 
 
 # ------------------------------------------------------------ API pages
@@ -125,7 +155,7 @@ def values(mod):
         yield n, f"## {n} {{#{n}}}\n\n{says.rstrip('.') + '. ' if says else ''}{kind[:1].upper()}{kind[1:]}{keys}.\n"
 
 
-def write_api(root, conf):
+def write_api(root, conf, repo):
     "One page per module, one that lists them all, and `_symbols.json` for links from names in the text"
     api.build(api.Settings.read(root, conf))
     pkg, = conf["packages"]
@@ -141,12 +171,14 @@ def write_api(root, conf):
         if not more and not api.own(mod):
             page.unlink()  # a module like metarisk_nb.all only hands on what others define
             continue
-        front = f"---\ntitle: {mod.__name__}\nsubtitle: {json.dumps(plain(api.summary(mod)))}\ncode-overflow: wrap\n---\n"
-        page.write_text("\n".join([front + page.read_text().split("\n---\n", 1)[1], *more.values()]))
+        note = re.search(r"File to edit: [./]*(\S+\.ipynb)", inspect.getsource(mod))[1]
+        source = links(f"[Notebook](/{note})", f"[Source on GitHub]({repo}/blob/main/{mod.__name__.replace('.', '/')}.py)")["source"]
+        front = f"---\ntitle: {mod.__name__}\ndescription: {json.dumps(plain(api.summary(mod)))}\n---\n"
+        page.write_text("\n".join([front + source + "\n\n" + page.read_text().split("\n---\n", 1)[1], *more.values()]))
         index.update({f"{mod.__name__}.{n}": f"/{conf['out']}/{page.name}#{n}" for n in more})
         names = [o.__name__ for o in api.own(mod)] + list(more)
         rows.append(f"## [{mod.__name__}]({page.name}) {{#{short}}}\n\n{api.summary(mod)}\n\n" + ", ".join(f"[`{n}`]({page.name}#{n})" for n in names) + "\n")
-    (out / "index.qmd").write_text(f"---\ntitle: All names\nsubtitle: Every public name, module by module\n---\n\n`from {pkg}.all import *` brings them all.\n\n"
+    (out / "index.qmd").write_text(f"---\ntitle: All names\ndescription: Every public name, module by module\n---\n\n`from {pkg}.all import *` brings them all.\n\n"
                                    + "\n".join(rows))
     bare = Counter(v.partition("#")[2] for k, v in index.items() if k.startswith(f"{pkg}."))
     (root / "_symbols.json").write_text(json.dumps({k: v for k, v in index.items() if bare[k] < 2}))  # `measure` alone may be either module's
@@ -196,15 +228,27 @@ def check(site):
 
 # ------------------------------------------------------------ all of it
 
-def mirror(root, tmp, out):
+def bring_to_life(site, root):
+    "The ES modules of the explorables, and what loads them on the pages that have one"
+    modules = root / "metarisk_nb/explorables"
+    if not modules.is_dir(): return
+    shutil.copytree(modules, site / "site_libs/explorables")
+    for fn in site.rglob("*.html"):
+        page, at = fn.read_text(), "../" * (len(fn.relative_to(site).parts) - 1) + "site_libs/explorables"
+        if "data-explorable=" not in page: continue
+        page = page.replace("</head>", f'<link rel="stylesheet" href="{at}/kit.css">\n</head>', 1)
+        fn.write_text(page.replace("</body>", f'<script type="module" src="{at}/page.js"></script>\n</body>', 1))
+
+
+def mirror(root, tmp, out, repo, name=""):
     "What the site is built from, in `tmp`: the notebooks translated, the rest as links"
     for fn in root.iterdir():
-        to = tmp / fn.name
+        to, inside = tmp / fn.name, f"{name}{fn.name}"
         if fn.name in ("api", "_symbols.json") or fn.name.startswith(".") or fn.resolve() == out: continue
-        if fn.suffix == ".ipynb": to.write_text(json.dumps(translate(json.loads(fn.read_text()))))
-        elif fn.name == "nbs" or (root.name == "nbs" and any(fn.glob("*.ipynb"))):
+        if fn.suffix == ".ipynb": to.write_text(json.dumps(translate(json.loads(fn.read_text()), [doors(inside, repo)] if repo else [])))
+        elif fn.name == "nbs" or (root.name == "nbs" and (fn.name == "images" or any(fn.glob("*.ipynb")))):
             to.mkdir()
-            mirror(fn, to, out)
+            mirror(fn, to, out, repo, f"{inside}/")
         else: to.symlink_to(fn)
 
 
@@ -214,17 +258,22 @@ def build(out, root=ROOT):
     libs = list(fetch())
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp).resolve()
-        mirror(root, tmp, out)
+        web = yaml.safe_load((root / "_quarto.yml").read_text())["website"]
+        repo = web.get("repo-url")
+        mirror(root, tmp, out, repo)
         project = load(tmp)
         project.config["project"]["output-dir"] = "_built"
-        if conf := project.smalldocs.pop("api", None): write_api(tmp, conf)
+        if conf := project.smalldocs.pop("api", None): write_api(tmp, conf, repo)
         site = Site(project, quiet=True)
         site.build()
-        problems = [o for o in site.warnings if ": broken link " not in o]  # `check` finds these too, with anchors
+        known = ": broken link ", "respect-user-color-scheme"  # `check` finds these too, with anchors; smalldocs always follows the system
+        problems = [o for o in site.warnings if not any(k in o for k in known)]
         for name, tgz, wanted in libs: unpack(tgz, wanted, site.out / "site_libs" / name)
-        for fn in site.out.rglob("*.html"):
-            up = "../" * (len(fn.relative_to(site.out).parts) - 1)
-            fn.write_text(re.sub(r"https://[^\"']*/katex@[\d.]+/dist", f"{up}site_libs/katex", fn.read_text()))
+        for fn in site.out.rglob("*.html"): finish(fn, site.out, web.get("site-url"))
+        for fn in site.out.glob("site_libs/themes/*.css"): fn.write_text(re.sub(r"@import url\(https:[^)]*\);", "", fn.read_text()))  # fonts from elsewhere
+        for o in site.pages:
+            if o.suffix == ".ipynb": shutil.copy(root / o, site.out / o)
+        bring_to_life(site.out, root)
         problems += check(site.out)
         if out.exists(): shutil.rmtree(out)
         shutil.copytree(site.out, out)

@@ -1,7 +1,7 @@
 """What notebooks keep when they are committed, after nbdev-clean: `python scripts/tidy.py`
 
-No saved widgets: without a kernel they would be sliders that move nothing; the still pictures stay, with a palette of 256 colours, a third of the size.
-Solutions are folded with their output, and the code of `echo: false` cells.
+No saved widgets: without a kernel they would be sliders that move nothing; the still pictures stay, with a palette of 64 colours, a third of the size.
+Solutions are folded with their output, and the code of `echo: false` cells. Each lesson begins with the cell that fetches the course on Colab.
 """
 import json
 import re
@@ -13,12 +13,28 @@ from PIL import Image
 
 VIEW, PICTURE = "application/vnd.jupyter.widget-view+json", "image/png"
 
+COLAB = """#| hide
+import os, sys
+if 'google.colab' in sys.modules:  # there: the course, its results and the package
+    url, to = 'https://github.com/metarisk-nb/metarisk_nb', '/content/course'
+    get_ipython().system(f'git clone -q --depth 1 {url} {to} && pip install -q nbdev {to}')
+    os.chdir(f'{to}/nbs')"""
+
+
+def colab(nb):
+    "A lesson with that cell before all other code"
+    cells = nb["cells"]
+    if any(c.get("id") == "c01ab000" for c in cells): return nb
+    at = next(i for i, c in enumerate(cells) if c["cell_type"] == "code" and not "".join(c["source"]).startswith("#| default_exp"))
+    cells.insert(at, dict(cell_type="code", execution_count=None, id="c01ab000", metadata={}, outputs=[], source=COLAB.splitlines(True)))
+    return nb
+
 
 def shrink(png):
     "A picture (base64) with a palette; as it was if it has one or would not get smaller"
     im, out = Image.open(BytesIO(b64decode(png))), BytesIO()
     if im.mode == "P": return png
-    im.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    im.convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
     return min(png, b64encode(out.getvalue()).decode(), key=len)
 
 
@@ -38,5 +54,6 @@ if __name__ == "__main__":
     nbs = Path(__file__).resolve().parents[1] / "nbs"
     for fn in [*nbs.glob("*.ipynb"), *nbs.glob("[!.]*/*.ipynb")]:
         old = fn.read_text(encoding="utf-8")
-        new = json.dumps(tidy(json.loads(old)), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
+        nb = tidy(json.loads(old))
+        new = json.dumps(colab(nb) if fn.parent == nbs else nb, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         if new != old: fn.write_text(new, encoding="utf-8")

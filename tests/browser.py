@@ -55,33 +55,43 @@ def serve(folder):
 
 
 @contextmanager
-def voila(nb, tmp):
-    "Serve a notebook as a page on loopback"
-    port, log = free_port(), tmp / "voila.txt"
-    args = ["--no-browser", f"--port={port}", "--Voila.ip=127.0.0.1", "--show_tracebacks=True"]
+def _notebook_server(log, address, *args):
+    "A server of notebooks on loopback, until the block ends; gives its `address` with the port filled in"
+    port = free_port()
     with log.open("w") as out:
-        p = subprocess.Popen([sys.executable, "-m", "voila", nb, *args], cwd=nb.parent, stdout=out, stderr=subprocess.STDOUT)
+        p = subprocess.Popen([sys.executable, "-m", *(o.format(port=port) for o in args)], cwd=log.parent, stdout=out, stderr=subprocess.STDOUT)
         try:
             for _ in range(240):
                 if p.poll() is not None: pytest.fail(log.read_text())
                 with socket.socket() as s:
                     if s.connect_ex(("127.0.0.1", port)) == 0: break
                 time.sleep(.5)
-            yield f"http://127.0.0.1:{port}/"
+            yield address.format(port=port)
         finally:
             p.terminate()
             p.wait(20)
 
 
+def voila(nb, tmp):
+    "Serve a notebook as a page"
+    return _notebook_server(tmp / "voila.txt", "http://127.0.0.1:{port}/", "voila", str(nb), "--no-browser", "--port={port}", "--Voila.ip=127.0.0.1", "--show_tracebacks=True")
+
+
+def jupyterlab(nb, tmp):
+    "A plain JupyterLab that has a notebook open"
+    open_to_all = "--ServerApp.token=", "--ServerApp.password=", "--allow-root", f"--ServerApp.root_dir={nb.parent}"
+    return _notebook_server(tmp / "lab.txt", f"http://127.0.0.1:{{port}}/lab/tree/{nb.name}", "jupyter", "lab", "--no-browser", "--port={port}", *open_to_all)
+
+
 @contextmanager
-def page(url=None, width=1100, height=1600, wait="load", timeout=120_000):
+def page(url=None, width=1100, height=1600, wait="load", timeout=120_000, scale=1):
     "A page of a new headless Chromium: `errors` holds its console and script errors, `outside` the requests that were not local and so aborted"
     if missing(): pytest.fail(missing())  # only with CI_BROWSER=1: `needs_browser` skips before
     from playwright.sync_api import sync_playwright
     with sync_playwright() as play:
         chrome = play.chromium.launch(executable_path=CHROME, headless=True, args=ARGS)
         try:
-            p = chrome.new_page(viewport={"width": width, "height": height})
+            p = chrome.new_page(viewport={"width": width, "height": height}, device_scale_factor=scale)
             p.errors, p.outside = [], []
 
             def route(r):

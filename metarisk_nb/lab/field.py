@@ -14,7 +14,7 @@ from .run import told
 from .scales import contested, settings
 from .stats import few, judged
 from .store import load_results
-from ..plot import bare_axes
+from ..plot import bare_axes, page_width
 
 # %% ../../nbs/lab/field.ipynb #166119cd
 rival_names = dict( # Method -> what it is called
@@ -87,10 +87,10 @@ def plot_field(
     grid = t.pivot(index='rival', columns='task', values='diff')
     grid = grid.reindex(index=[o for o in rival_names.values() if o in grid.index], columns=t.task.unique())
     words = t.assign(w=[f'{d:+.1f}{_marks.get(h, "")}' for d, h in zip(t['diff'], t.here)]).pivot(index='rival', columns='task', values='w')
-    ax = bare_axes(ax, figsize=(1.7 + 1.05 * grid.shape[1], .8 + .34 * len(grid)))
+    ax = bare_axes(ax, figsize=(page_width, .8 + .34 * len(grid)))
     sns.heatmap(grid, cmap='vlag_r', center=0, vmin=-most, vmax=most, annot=words.reindex_like(grid).fillna(''), fmt='', cbar=False, ax=ax,
                 linewidths=1, annot_kws=dict(size=9))
     ax.set(xlabel='', ylabel='')
-    ax.set_xticks(ax.get_xticks(), [o.replace(', ', ',\n') for o in grid.columns], rotation=0, size=9)
+    ax.set_xticks(ax.get_xticks(), [o.replace(' ', '\n') for o in grid.columns], rotation=0)
     ax.tick_params(length=0)
     return ax

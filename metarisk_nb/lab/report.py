@@ -14,8 +14,10 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
+from matplotlib.ticker import LogLocator
 
 from .contenders import contenders, cost_model, ours, peers, workloads
+from ..plot import page_width
 
 # %% ../../nbs/lab/report.ipynb #3a293822
 def load_costs(
@@ -163,15 +165,16 @@ def plot_cost(
 ):                    # The Axes
     "Time or net peak memory against the number of inner steps, a picture for each workload that was measured"
     names = [o for o in workloads if o in {r['workload'] for r in results}]
-    axs = plt.subplots(1, len(names), figsize=(1 + 4*len(names), 3.2), layout='constrained', squeeze=False)[1][0]
+    axs = plt.subplots(1, len(names), figsize=(page_width, 3), layout='constrained', squeeze=False)[1][0]
     for ax, name in zip(axs, names):
         rs = [r for r in results if r['workload'] == name]
         for n in contenders:
             pts = [(r['k'], _of(r, n, what)) for r in rs if n in _ran(r)]
-            style = dict(lw=2, ls='-') if n in ours else dict(lw=1, ls='--')
+            style = dict(lw=2) if n in ours else dict(lw=1, ls='--', ms=9 - 2 * [*peers].index(n))  # equal ones: rings
             if pts: ax.plot(*zip(*pts), marker='o', color=_colours[n], label=n, **style)
         sns.despine(ax=ax)
-        ax.set(title=name, xlabel='inner steps K', xscale='log', yscale='log', xticks=[1, 2, 5, 20], xticklabels=[1, 2, 5, 20],
-               ylabel='ms for one hypergradient' if what == 'time' else 'net peak memory, MB')
-    axs[0].legend(frameon=False, fontsize=8)
+        ax.set(title=name, xlabel='inner steps K', xscale='log', yscale='log', xticks=[1, 2, 5, 20], xticklabels=[1, 2, 5, 20])
+        ax.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), major_formatter='{x:g}', minor_formatter='')
+    axs[0].set_ylabel('ms for one hypergradient' if what == 'time' else 'net peak memory, MB')
+    axs[0].figure.legend(*axs[0].get_legend_handles_labels(), loc='outside lower center', ncols=4, frameon=False)
     return axs

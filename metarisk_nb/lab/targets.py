@@ -17,7 +17,7 @@ from fastcore.basics import listify
 from .stats import interval, student
 from .store import history, load_results, record
 from .tables import acc_claims, paper_acc, paper_risk, risk_claims, verdicts
-from ..plot import bare_axes, palette, plot_curriculum, plot_weights
+from ..plot import bare_axes, page_width, palette, plot_curriculum, plot_weights
 from ..risk import as_risk
 
 # %% ../../nbs/lab/targets.ipynb #1586126e
@@ -179,9 +179,10 @@ def legend_below(
     ax, # Axes whose labels to take
     **kwargs, # Of matplotlib's `legend`
 ):      # The Legend
-    "One legend in a row under the whole figure"
+    "One legend under the whole figure: a row, or two where a page is not wide enough"
     handles, labels = ax.get_legend_handles_labels()
-    return ax.figure.legend(handles, labels, loc='outside lower center', ncols=len(labels), frameon=False, **kwargs)
+    ncols = len(labels) if len(labels) < 7 else 4
+    return ax.figure.legend(handles, labels, loc='outside lower center', ncols=ncols, frameon=False, **kwargs)
 
 def plot_risks(
     df,      # Runs of one setting
@@ -195,7 +196,7 @@ def plot_risks(
         ax.scatter(o[column], o.test_acc, s=12, color=colors[m], alpha=.5, lw=0)
         ax.scatter(o[column].mean(), o.test_acc.mean(), s=150 if m == 'expected' else 70, color=colors[m], label=names[m],
                    edgecolor='k' if m == 'learned' else 'w', marker='D' if m == 'half' else 'o')
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title)
     ax.set(xlabel=xlabel, ylabel='test accuracy (%)')
     ax.grid(alpha=.3)
     return ax
@@ -211,7 +212,7 @@ def plot_seeds(
     for i, (m, o) in enumerate(there):
         ax.scatter(o[column], [i] * len(o), s=14, color=colors[m], alpha=.6, lw=0)
         ax.scatter(o[column].mean(), i, marker='|', s=250, color=colors[m], lw=2)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title)
     ax.set(xlabel=xlabel, ylim=(len(there) - .5, -.5), yticks=range(len(there)), yticklabels=[names[m] for m, _ in there])
     ax.grid(axis='x', alpha=.3)
     return ax
@@ -227,7 +228,7 @@ def plot_traces(
     ax = bare_axes(ax)
     for m, o in by_method(t):
         ax.plot(o.groupby('step')[column].mean(), color=colors[m], lw=2, ls='--' if m in dashed else '-', label=names[m])
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title)
     ax.set(xlabel='training step', ylabel=ylabel)
     return ax
 
@@ -256,12 +257,12 @@ def plot_curricula(
     store=None, # As in `run`
 ):              # Rows of Axes
     "A row per pair: the target's weights, and those of the first seed at six times"
-    rows = plt.figure(figsize=(11, 2 * len(pairs)), layout='constrained').subfigures(len(pairs), squeeze=False)[:, 0]
+    rows = plt.figure(figsize=(page_width, 1.8 * len(pairs)), layout='constrained').subfigures(len(pairs), squeeze=False)[:, 0]
     for sub, (data, m) in zip(rows, pairs):
         key, seed = df[(df.data == data) & (df.method == m)].iloc[0][['key', 'seed']]
         axs = plot_curriculum(*pooled(key, store=store), as_risk(objective).weights(20), axs=sub.subplots(1, 7), color=colors[m])
         for ax in axs: ax.set_ylim(0, top)
-        sub.suptitle(f'{names[m]}, {data}, seed {seed}', fontsize=10)
+        sub.suptitle(f'{names[m]}, {data}, seed {seed}')
     return [o.axes for o in rows]
 
 def plot_paths(
@@ -292,5 +293,5 @@ def plot_ends(
     w = last_weights(run_keys(df, data=data, method=method), store)
     ax = plot_weights(w.mean(0), ax, color=colors[method], alpha=.5)
     for o in w: ax.stairs(len(o) * o, np.linspace(0, 100, len(o) + 1), color='.2', lw=.7)
-    ax.set_title(f'{names[method]},\n{data}', fontsize=10)
+    ax.set_title(f'{names[method]},\n{data}')
     return ax

@@ -9,8 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
+from configparser import ConfigParser
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbclient
 import nbformat
@@ -72,6 +74,11 @@ def notebook(tmp_path, *cells):
 def test_a_notebook_that_fails_is_noticed(cell, word, tmp_path):
     status, says = run(notebook(tmp_path, "x = 1", cell, "y = 2"))
     assert status != 0 and word in says and ("Cell #2" in says or not word)
+
+
+def test_a_figure_that_cannot_be_read_is_noticed(tmp_path):
+    status, says = run(notebook(tmp_path, "import matplotlib.pyplot as plt", "plt.subplots(figsize=(11, 3));"))
+    assert status != 0 and "a figure cannot be read on a page:\n'0.0' has letters of" in says
 
 
 def test_each_notebook_has_a_process_its_folder_and_nothing_of_the_one_before(tmp_path):
@@ -146,6 +153,37 @@ def test_map_names_every_lesson_with_its_minutes_and_every_lesson_has_its_questi
         asked, folded = t.split("## Check yourself")[1].split("## Exercises")
         assert 3 <= len(re.findall(r"^\*\*\d\.\*\*", asked, re.M)) == asked.count("<details>") <= 5, k
         assert 3 <= len(re.findall(r"^# Solution \d", folded, re.M)) <= 5, k
+
+
+def test_minutes_are_counted():
+    "Words of prose and lines of code that a reader sees, and nothing else"
+    m = script("minutes")
+    wrong = [fn.name for fn, text in m.stated(ROOT / "nbs").items() if fn.read_text(encoding="utf-8") != text]
+    assert not wrong, f"run `make prepare`: {wrong}"
+    cells = [("markdown", "word " * 995 + "*seven* [more, all told](of_a_link.ipynb) <br> | with a | table"),
+             ("markdown", "<details>" + "an answer " * 900 + "</details>"), ("code", "x = 1\n\n" * 75), ("code", "#| hide\n" + "x = 1\n" * 900), ("code", "#| code-fold: true\n" + "x = 1\n" * 900)]
+    def nb(n): return dict(cells=[dict(cell_type=k, source=s.splitlines(True)) for k, s in cells[:n]])
+    assert [m.words(cells[0][1]), m.words(cells[1][1])] == [1002, 0] and [m.lines(s) for _, s in cells[2:]] == [75, 0, 0]
+    assert [m.minutes(nb(n)) for n in (1, 2, 3, 4, 5)] == [10, 10, 15, 15, 15]  # 5.01 minutes of prose, 5 of code
+
+
+def test_every_lesson_installs_the_course_on_colab_and_nowhere_else(monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "chdir", done.append)
+    ini = ConfigParser(delimiters=["="])
+    ini.read(ROOT / "settings.ini")
+    for fn in LESSONS:
+        code = ["".join(c["source"]) for c in json.loads(fn.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+        first = next(o for o in code if not o.startswith("#| default_exp"))
+        world = dict(get_ipython=lambda: SimpleNamespace(system=done.append))
+        exec(first, world)
+        assert first.startswith("#| hide\n") and not done, name(fn)
+        with monkeypatch.context() as m:
+            m.setitem(sys.modules, "google.colab", SimpleNamespace())
+            exec(first, world)
+        clone = f"git clone -q --depth 1 {ini['DEFAULT']['git_url']} /content/course"
+        assert done == [f"{clone} && pip install -q nbdev /content/course", "/content/course/nbs"], name(fn)
+        done.clear()
 
 
 def test_handout_has_no_solutions_and_runs(tmp_path):

@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from metarisk_nb.all import sample_losses
 ROOT = Path(__file__).parents[2]
 NBS = ROOT / "nbs"
 NOTEBOOKS = sorted(o.relative_to(NBS).with_suffix("").as_posix() for o in [*NBS.glob("*.ipynb"), *NBS.glob("[!.]*/*.ipynb")])
+SETTINGS = ConfigParser(delimiters=["="])
+SETTINGS.read(ROOT / "settings.ini")
+SETTINGS = SETTINGS["DEFAULT"]
 RAW = r"\$[^$\n]*\\[a-z]+[^$\n]*\$|\\(frac|sum|int|alpha|text|mathrm|left|cdot)\b|\\[(\[]"  # a formula that was not set
 
 
@@ -39,6 +43,7 @@ def site(built): return built[0]
 
 @pytest.fixture(scope="module")
 def builder():
+    sys.path.insert(0, str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("build_site", ROOT / "scripts/build_site.py")
     mod = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(mod)
@@ -54,6 +59,9 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attrs): self.tags.append((tag, dict(attrs)))
 
 
+def meta(fn): return {a.get("name") or a.get("property"): a.get("content") for t, a in Tags(fn).tags if t == "meta"}
+
+
 def visible(fn): return re.sub(r"<(script|style)\b.*?</\1>", "", fn.read_text(), flags=re.S)
 
 
@@ -65,8 +73,44 @@ def test_every_notebook_is_in_the_sidebar_and_the_landing_page_leads_to_the_cour
     links = {a.get("href") for t, a in Tags(site / "nbs/index.html").tags if t == "a" and "sidebar-link" in (a.get("class") or "")}
     assert {f"{o}.html" for o in NOTEBOOKS} | {f"../api/{o.name}" for o in (site / "api").glob("*.html")} <= links | {"index.html"}
     landing = Tags(site / "index.html").tags
-    assert ("meta", {"http-equiv": "refresh", "content": "0; url=nbs/index.html"}) in landing
-    assert any(t == "a" and a.get("href") == "nbs/index.html" for t, a in landing)
+    assert "risk_explorer" in [a.get("data-explorable") for t, a in landing if t == "figure"]
+    assert {"nbs/index.html", "nbs/20_your_data.html", "nbs/19_all_tables.html"} <= {a.get("href") for t, a in landing if t == "a"}
+
+
+def test_landing_page_promises_what_the_readme_does():
+    text, readme = (ROOT / "index.qmd").read_text(), (ROOT / "README.md").read_text()
+    verdicts = re.findall(r"^\*\*(?:What it is worth|When not to use it)\.\*\* (.*)$", text, re.M)
+    assert len(verdicts) == 2
+    for o in re.split(r"(?<=\.) ", " ".join(verdicts)): assert o.rstrip(".") in readme, o
+    assert f"pip install git+{SETTINGS['git_url']}" in text
+
+
+def test_each_notebook_can_be_run_on_colab_downloaded_and_read_on_github(site):
+    for o in NOTEBOOKS:
+        name, links = f"nbs/{o}.ipynb", {a.get("href"): a for t, a in Tags(site / f"nbs/{o}.html").tags if t == "a"}
+        assert f"https://colab.research.google.com/github/{SETTINGS['user']}/{SETTINGS['repo']}/blob/main/{name}" in links, o
+        assert f"{SETTINGS['git_url']}/blob/main/{name}" in links and "download" in links[Path(name).name], o
+        assert (site / name).read_bytes() == (ROOT / name).read_bytes(), o
+    for fn in (site / "api").glob("[!i]*.html"):  # `index` lists them
+        source, = [a["href"] for t, a in Tags(fn).tags if t == "a" and a.get("href", "").startswith(f"{SETTINGS['git_url']}/blob/")]
+        assert (ROOT / source.partition("/blob/main/")[2]).is_file(), source
+
+
+def test_each_page_has_a_description_and_a_preview(site):
+    for fn in [*site.glob("*.html"), *site.glob("nbs/**/*.html"), *site.glob("api/*.html")]:
+        m = meta(fn)
+        assert len(m["description"]) > 10 and m["description"] == m["og:description"] == m["twitter:description"], fn
+        assert m["og:title"] and m["og:image"] == m["twitter:image"] and m["twitter:card"] == "summary_large_image", fn
+        assert m["og:image"].startswith(SETTINGS["doc_url"]) and (site / m["og:image"].removeprefix(SETTINGS["doc_url"])).is_file(), fn
+    assert meta(site / "nbs/00_risk.html")["description"] == "One number from a batch of losses: which samples count, and how much"
+    assert "00_risk_files/figure-1.png" in meta(site / "nbs/00_risk.html")["og:image"]
+
+
+def test_pages_are_light(site):
+    "With their figures, which are files"
+    for fn in site.rglob("*.html"):
+        files = [fn, *{fn.parent / a["src"] for t, a in Tags(fn).tags if t == "img" and not a["src"].startswith("data:")}]
+        assert sum(o.stat().st_size for o in files) < 1.5e6, fn
 
 
 def test_pictures_have_words_and_files_are_local(site):
@@ -126,7 +170,7 @@ format: {html: {theme: default}}
 
 def write(fn, cells):
     cells = [dict(cell_type="markdown", metadata={}, source=o) if isinstance(o, str) else
-             dict(cell_type="code", metadata={}, execution_count=1, source=o[0], outputs=[dict(output_type="display_data", metadata={}, data=d) for d in o[1]]) for o in cells]
+             dict(cell_type="code", metadata={}, execution_count=1, source=o[0], outputs=[dict(output_type="display_data", metadata=o[2] if o[2:] else {}, data=d) for d in o[1]]) for o in cells]
     fn.write_text(json.dumps(dict(cells=cells, metadata={}, nbformat=4, nbformat_minor=5)))
 
 
@@ -140,8 +184,9 @@ PNG = {"image/png": "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mN
 
 def test_what_the_builder_makes_and_what_it_complains_of(builder, tmp_path):
     root = project(tmp_path, ["# Small\n\n> One page", ("#| hide\nsecret", []), "## A heading", ("#| export\nplot()", [PNG]), "*Figure. Of a caption.*",
-                              ("#| fig-alt: \"An option: it wins\"\nplot()", [PNG]), ("plot()", [PNG]),
+                              ("#| fig-alt: \"An option: it wins\"\nplot()", [PNG], {"image/png": {"width": 7}}), ("plot()", [PNG]),
                               ("#| code-fold: true\n# Solution 1\nanswer", [{"text/plain": "42"}]),
+                              ("#| code-fold: true\nlong()", [{"text/plain": "shown, in a sentence"}]), ("table()", [{"text/plain": "a   b\n1   2"}]),
                               "[a](#nowhere) [b](other.ipynb) [c](#a-heading) [d](parts/room.ipynb) ![](pic.png) ![](https://example.org/x.png)"],
                    ["# room\n\n> A short one", ("#| default_exp room", []), ("#| export\nroom = 1", []), "[up](../index.ipynb) [gone](../none.ipynb)"])
     (root / "nbs/pic.png").write_bytes(b"x")
@@ -153,9 +198,14 @@ def test_what_the_builder_makes_and_what_it_complains_of(builder, tmp_path):
     assert '<h1 class="title">room' in room and "A short one" in room and "room = 1" in re.sub("<[^>]+>", "", room) and "#|" not in room and "default_exp" not in room
     assert any(t == "a" and a.get("href") == "parts/room.html" and "sidebar" in (a.get("class") or "") for t, a in Tags(tmp_path / "out/nbs/index.html").tags)
     html = visible(tmp_path / "out/nbs/index.html")
+    assert 'src="index_files/figure-2.png" width="7" height="7"' in html  # as the output says
+    assert 'src="index_files/figure-3.png" width="1" height="1"' in html and "data:image" not in html
+    assert (tmp_path / "out/nbs/index_files/figure-3.png").is_file()
     assert [a["alt"] for t, a in Tags(tmp_path / "out/nbs/index.html").tags if t == "img"][:3] == ["Figure. Of a caption.", "An option: it wins", "Figure: A heading"]
     assert "secret" not in html and "#|" not in html and '<h1 class="title">Small' in html
     assert re.search(r"<details>\s*<summary>Solution 1</summary>.*answer.*42.*</details>", html, re.S)
+    assert re.search(r'<details class="code-fold">((?!</details>).)*long((?!</details>).)*</details>.*<pre class="running"><code>shown, in a sentence', html, re.S)
+    assert "<pre><code>a   b" in html  # columns do not wrap
 
 
 def test_npm_that_is_missing_is_named(builder, tmp_path, monkeypatch):
@@ -170,13 +220,12 @@ def test_npm_that_is_missing_is_named(builder, tmp_path, monkeypatch):
 @needs_browser
 def test_pages_in_a_browser(site):
     with serve(site) as url, page(url) as p:
-        p.wait_for_url("**/nbs/index.html")
         box = p.locator(".smalldocs-search input").first
         box.fill("Spectral")
         p.locator(".search-result").first.wait_for()
         p.set_viewport_size(dict(width=390, height=800))
         wrong = []
-        for fn in sorted([*site.glob("nbs/**/*.html"), *site.glob("api/*.html")]):
+        for fn in sorted([*site.glob("*.html"), *site.glob("nbs/**/*.html"), *site.glob("api/*.html")]):
             name, p.errors[:] = str(fn.relative_to(site)), []
             p.goto(url + name)
             over, bad, n, text = p.evaluate("""() => { const t = document.querySelector('main').cloneNode(true), root = document.documentElement;
@@ -187,3 +236,36 @@ def test_pages_in_a_browser(site):
             if bad or raw or (name == "nbs/00_risk.html" and n < 6): wrong.append(f"{name}: a formula was not set: {raw}")
             wrong += [f"{name}: {o}" for o in p.errors]
         assert not wrong and not p.outside
+
+
+PAGES = "index.html", "nbs/00_risk.html", "nbs/19_all_tables.html", "api/risk.html"
+GROUND = "getComputedStyle(document.body).backgroundColor"
+
+
+@needs_browser
+def test_light_and_dark_follow_the_system_and_the_reader(site):
+    with serve(site) as url, page(url + PAGES[1]) as p:
+        light = p.evaluate(GROUND)
+        p.emulate_media(color_scheme="dark")
+        p.wait_for_function(f"{GROUND} != '{light}'")
+        assert p.evaluate("getComputedStyle(document.querySelector('main img')).backgroundColor") == "rgb(255, 255, 255)"
+        p.locator(".quarto-color-scheme-toggle").click()
+        p.wait_for_function(f"{GROUND} == '{light}'")
+        p.goto(url + PAGES[3])  # the reader's choice holds on the next page
+        assert p.evaluate(GROUND) == light and not p.errors and not p.outside
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme,ground", [("light", "rgb(255, 255, 255)"), ("dark", "rgb(34, 34, 34)")])
+def test_axe_finds_nothing_serious(site, scheme, ground):
+    "Contrast, names of links, order of headings, boxes that a keyboard cannot reach"
+    from axe_playwright_python.sync_playwright import Axe
+    with serve(site) as url, page() as p:
+        p.emulate_media(color_scheme=scheme)
+        for o in PAGES:
+            p.goto(url + o)
+            assert p.evaluate(GROUND) == ground
+            p.evaluate("document.querySelectorAll('details').forEach(o => o.open = true)")
+            found = Axe().run(p).response
+            bad = [(v["id"], n["html"][:200]) for v in found["violations"] if v["impact"] in ("serious", "critical") for n in v["nodes"]]
+            assert not bad and len(found["passes"]) > 20, (o, bad)

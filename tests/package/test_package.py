@@ -69,7 +69,7 @@ def test_requirements_are_what_the_library_imports():
             if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
     peers = {re.sub(r"[-<>=].*", "", o) for k in ("bench", "cluster", "peers") for o in ini["DEFAULT"][f"{k}_requirements"].split()}  # imported where they are used
     used -= {"metarisk_nb", *sys.stdlib_module_names, *peers}
-    used = {{"sklearn": "scikit-learn", "IPython": "ipython"}.get(o, o) for o in used}  # where the package has another name than the module
+    used = {{"sklearn": "scikit-learn", "IPython": "ipython", "matplotlib_inline": "matplotlib-inline"}.get(o, o) for o in used}  # where the package has another name than the module
     assert used == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["requirements"].split()}
 
 
