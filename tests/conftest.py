@@ -19,10 +19,10 @@ SECONDS = {"test_risk_explorer": 40, "test_no_problem_is_found": 30, "pages_in_a
 @pytest.fixture(autouse=True)
 def no_autocast_left_open():
     "A test that leaves autocast open lets every later one train on out-of-date copies of the parameters"
-    from common import autocast_closed, autocast_depth
-    with autocast_closed():
-        yield
-        assert autocast_depth() == 0, "autocast is still open after this test"
+    yield
+    depth = torch.autocast_increment_nesting() - 1
+    for _ in range(depth + 1): torch.autocast_decrement_nesting()
+    assert depth == 0, "autocast is still open after this test"
 
 
 def pytest_addoption(parser): parser.addoption("--slow", action="store_true", help="the slow tests too")
