@@ -269,3 +269,30 @@ def test_axe_finds_nothing_serious(site, scheme, ground):
             found = Axe().run(p).response
             bad = [(v["id"], n["html"][:200]) for v in found["violations"] if v["impact"] in ("serious", "critical") for n in v["nodes"]]
             assert not bad and len(found["passes"]) > 20, (o, bad)
+
+
+LIVELY = {"index": ["risk_explorer"], "nbs/00_risk": ["risk_explorer"], "nbs/01_reducer": ["spectrum_designer"], "nbs/02_hypergrad": ["inner_step"],
+          "nbs/03_callback": ["curriculum_player"], "nbs/15_label_noise": ["curriculum_player", "noise_lab"], "nbs/16_noise_tolerant": ["noise_lab"],
+          "nbs/07_widget": ["risk_explorer", "spectrum_designer", "inner_step", "curriculum_player", "noise_lab"]}
+
+
+@needs_browser
+def test_explorables_respond_on_the_site_without_a_kernel(site):
+    with serve(site) as url, page(url, width=390, height=800) as p:
+        for name, modules in LIVELY.items():
+            p.goto(f"{url}{name}.html")
+            figures = p.locator("figure.explorable")
+            assert [o.get_attribute("data-explorable") for o in figures.all()] == modules, name
+            for i, module in enumerate(modules):
+                figure = figures.nth(i)
+                figure.locator("> p[role=status]").wait_for()
+                words = figure.locator("> p[role=status]")
+                before = words.inner_text()
+                if module == "noise_lab": figure.get_by_label("Look at").select_option(index=1)
+                else:
+                    handle = figure.locator("[role=slider], input[type=range]").first
+                    handle.focus()
+                    p.keyboard.press("Home" if handle.evaluate("e => Boolean(e.max) && e.value === e.max") else "End")
+                p.wait_for_function("([e, t]) => e.textContent !== t", arg=[words.element_handle(), before], timeout=10_000)
+            assert p.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+        assert p.errors == [] and p.outside == []
