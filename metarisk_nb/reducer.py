@@ -26,10 +26,10 @@ def interpolation(
 
 # %% ../nbs/01_reducer.ipynb #9a93d6a9
 class SortedReducer(nn.Module):
-    "Learned convex combination of the sorted losses (paper, section 3): softmax of one logit a place, or of logits drawn between knots"
+    "Learned convex combination of the sorted losses (paper, section 3): softmax of one logit per place, or of a line between knots"
     def __init__(self,
         n:int,          # Places in the sorted batch (the batch size), at least 1
-        knots:int=None, # Number of knots, 2 to n; None: one logit a place, the paper's form
+        knots:int=None, # Number of knots, 2 to n; None: one logit per place, the paper's form
     ):
         super().__init__()
         self.n, self.knots = check_whole('n', n), knots if knots is None else check_whole('knots', knots, 2)
@@ -38,7 +38,7 @@ class SortedReducer(nn.Module):
         if knots: self.register_buffer('curves', interpolation(n, knots).float(), persistent=False)
 
     def _curve(self):
-        "One logit a place, in the logits' own precision also where autocast would take half of it"
+        "One logit per place, in the precision of the logits even where autocast would halve it"
         if not self.knots: return self.logits
         with torch.autocast(self.logits.device.type, enabled=False): return self.curves @ self.logits
 
@@ -58,7 +58,7 @@ class SortedReducer(nn.Module):
         return weigh(l, self.weights(len(l)))
 
     def to_risk(self)->Spectral:
-        "A frozen Spectral with today's weights"
+        "A frozen Spectral with the present weights"
         return Spectral.from_weights(self.weights())
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import Tensor
 def check_losses(
     losses, # Float tensor of any shape with at least one element
 )->Tensor:  # The same losses, flat
-    "`losses` as a flat tensor; TypeError or ValueError if they are no losses"
+    "`losses` as a flat tensor; TypeError or ValueError if they cannot be losses"
     if not isinstance(losses, Tensor) or not losses.is_floating_point():
         kind = f'a tensor of {losses.dtype}' if isinstance(losses, Tensor) else type(losses).__name__
         raise TypeError(f'losses must be a floating-point tensor, not {kind}')
@@ -29,7 +29,7 @@ def check_losses(
 def at_least_float32(
     losses:Tensor, # Floats of any precision
 )->Tensor:         # The same tensor, or a float32 copy of half-precision numbers
-    "`losses` in a precision that sums of many small terms need"
+    "`losses` in the precision that a sum of many small terms needs"
     return losses.float() if torch.finfo(losses.dtype).bits < 32 else losses
 
 def weighted_sum(
@@ -41,6 +41,7 @@ def weighted_sum(
     w = w.to(l)
     return (w * l.masked_fill((w == 0) & ~l.isfinite(), 0.)).sum().to(losses.dtype)
 
+# %% ../nbs/00_risk.ipynb #0a5e1001
 def weigh(
     losses:Tensor, # n losses in any order
     w:Tensor,      # n weights, that of the worst loss first
@@ -72,7 +73,7 @@ def check_whole(
 class Risk:
     "A functional of a batch of losses: called on n losses (any shape), gives a 0-d tensor in their dtype, differentiable"
     def __call__(self,
-        losses:Tensor, # n losses, left unchanged; TypeError if no float tensor, ValueError if empty
+        losses:Tensor, # n losses, left unchanged; TypeError unless a float tensor, ValueError if empty
     )->Tensor:         # 0-d
         l = check_losses(losses)
         return self.value(at_least_float32(l)).to(l.dtype)
@@ -103,7 +104,7 @@ class Spectral(Risk):
         "The weight of each place in a sorted batch of `n` losses"
         check_whole('n', n)
         w = self.cumulative(torch.arange(n + 1, dtype=torch.float64) / n).diff()
-        w = w.where(w > 1e-9 / n, 0.)  # rounding dust would let an infinite loss through
+        w = w.where(w > 1e-9 / n, 0.)  # a rounding error would let an infinite loss through
         return w / w.sum()
 
     def value(self, losses): return weigh(losses, self.weights(len(losses)))
@@ -229,7 +230,7 @@ def _log_mean_exp(l, t):
 
 # %% ../nbs/00_risk.ipynb #99c7a10e
 def _tilt(l, alpha, rounds=8, width=64):
-    "The t > 0 at which softmax(t l) is -log(alpha) away from uniform: a search that narrows `width` candidates, `rounds` times"
+    "The t > 0 at which softmax(t l) is -log(alpha) away from uniform: a search among `width` candidates, narrowed `rounds` times"
     budget, reach = -math.log(alpha), (l.max() - l.min()).clamp(min=1e-8)
     lo, hi = torch.tensor([-6., 10.]).to(l)
     for _ in range(rounds):
@@ -272,14 +273,14 @@ def as_risk(
     name, _, args = risk.partition(':')
     if name not in risks: raise ValueError(f'risk {risk!r} is unknown: use one of {", ".join(risks)}, or name:value')
     try: args = [float(o) for o in args.split(',')] if args else []
-    except ValueError: raise ValueError(f'risk {risk!r}: what stands behind the colon must be numbers') from None
+    except ValueError: raise ValueError(f'risk {risk!r}: what follows the colon must be numbers') from None
     if len(args) > len(risks[name].__dataclass_fields__): raise ValueError(f'risk {risk!r}: {name} takes no {len(args)} values')
     return risks[name](*args)
 
 # %% ../nbs/00_risk.ipynb #1b45d90e
 def ess_share(
     w:Tensor, # Weights over the last dimension
-)->Tensor:    # In (0, 1], one number a row
+)->Tensor:    # In (0, 1], one number per row
     "Effective sample size 1/sum(w²) of normalised weights, as a share of their number (Kish, 1965)"
     w = w / w.sum(-1, keepdim=True)
     return 1 / (w.shape[-1] * w.square().sum(-1))

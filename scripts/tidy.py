@@ -1,7 +1,7 @@
 """What notebooks keep when they are committed, after nbdev-clean: `python scripts/tidy.py`
 
 No saved widgets: without a kernel they would be sliders that move nothing; the still pictures stay, with a palette of 64 colours, a third of the size.
-Solutions are folded with their output, and the code of `echo: false` cells. Each lesson begins with the cell that fetches the course on Colab.
+Solutions are folded with their output, and the code of `echo: false` and `code-fold: true` cells. Each lesson begins with the cell that fetches the course on Colab.
 """
 import json
 import re
@@ -46,7 +46,7 @@ def tidy(nb):
             data.pop(VIEW, None)
             if PICTURE in data: data[PICTURE] = shrink("".join(data[PICTURE]))
         if re.search(r"^#\| *code-fold: *true\n# Solution", src, re.M): c["metadata"]["jupyter"] = dict(source_hidden=True, outputs_hidden=True)
-        elif re.search(r"^#\| *echo: *false", src, re.M): c["metadata"]["jupyter"] = dict(source_hidden=True)
+        elif re.search(r"^#\| *(echo: *false|code-fold: *true)", src, re.M): c["metadata"]["jupyter"] = dict(source_hidden=True)
     return nb
 
 

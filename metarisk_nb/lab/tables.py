@@ -137,27 +137,42 @@ def verdicts(
     return v
 
 # %% ../../nbs/lab/tables.ipynb #63129ab5
-def _score(method, f, seed):
-    "The score of one run, as a finite number"
-    with no_random(seed): x = f(seed)
+def _number(method, x, seed):
+    "A score as a finite number"
     try: score = float(x)
     except (TypeError, ValueError): raise TypeError(f'methods[{method!r}] must return one number, got {x!r}') from None
     if not np.isfinite(score): raise ValueError(f'methods[{method!r}] must return a finite number, got {score} with seed {seed}')
     return score
 
+def _scores(method, f, seed):
+    "The scores of one run by name: one number, or the last epoch's and others such as 'stopped'"
+    with no_random(seed): x = f(seed)
+    named = {method if k == 'last' else f'{method}, {k}': o for k, o in x.items()} if isinstance(x, dict) else {method: x}
+    return {k: _number(method, o, seed) for k, o in named.items()}
+
+def _against_rivals(scores, ours, lower):
+    "Ours minus each rival, the best rival first; beating the best asks for no correction, since it means beating them all"
+    rivals = scores[scores.method != ours].groupby('method').score.mean().sort_values(ascending=lower).index
+    rows = [judged({m: _differences(scores, ours, m, 'score')}, lower=lower) for m in rivals]
+    return pd.concat(rows).rename_axis(f'{ours} minus').rename(columns=dict(here='verdict'))
+
 def compare(
-    methods:dict, # Method -> function of a seed that trains and returns one score; the others are compared with the first
+    methods:dict, # Method -> function of a seed that trains and returns a score, or a dict: 'last', 'stopped' (at a chosen epoch)
     seeds=5,      # How many, or a list of them
     lower=False,  # Less is better
-)->tuple:         # Scores, a row per run: 'method', 'seed', 'score'; differences to the first, a row per method, p by Holm's rule, verdict
+    ours=None,    # The method to hold against each of the others, the best one first; None: the others are compared with the first
+)->tuple:         # Scores, one row per score: 'method', 'seed', 'score'; differences, one per method, p (Holm's without `ours`), verdict
     "Train with every method on the same seeds, and say by how much they differ; your random state stays as it was"
     if not isinstance(methods, dict) or len(methods) < 2 or not all(map(callable, methods.values())):
         raise TypeError(f'methods must be a dict of two functions of a seed or more, the first to compare with, got {methods!r}')
     if not isinstance(seeds, (list, tuple, range)): seeds = range(check_whole('seeds', seeds))
     for s in seeds: check_whole('seeds', s, 0)
     if not seeds or len(set(seeds)) < len(seeds): raise ValueError(f'seeds must be at least one, each of them once, got {seeds!r}')
-    scores = pd.DataFrame([(m, s, _score(m, f, s)) for s in seeds for m, f in methods.items()], columns=['method', 'seed', 'score'])
-    first, *others = methods
+    if ours is not None and ours not in methods: raise ValueError(f'ours must be one of {", ".join(methods)}, got {ours!r}')
+    rows = [(m, s, x) for s in seeds for k, f in methods.items() for m, x in _scores(k, f, s).items()]
+    scores = pd.DataFrame(rows, columns=['method', 'seed', 'score'])
+    if ours is not None: return scores, _against_rivals(scores, ours, lower)
+    first, *others = scores.method.unique()
     ds = {m: _differences(scores, m, first, 'score') for m in others}
     return scores, judged(ds, lower=lower).rename_axis(f'against {first}').rename(columns=dict(here='verdict'))
 

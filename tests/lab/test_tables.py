@@ -120,6 +120,19 @@ def test_compare_pairs_every_method_with_the_first():
     assert compare(fits(plain=a, learned=b), seeds=[3, 1])[1].loc["learned", ["diff", "n", "verdict"]].tolist() == [2, 2, "too few seeds"]
 
 
+def test_ours_is_held_against_the_best_rival_stopped_runs_included():
+    a, b, c = [50, 60, 70, 80, 90], [54, 63, 74, 83, 94], [51, 62, 71, 82, 91]
+    runs = dict(plain=lambda s: dict(last=a[s], stopped=b[s]), learned=c.__getitem__, hand=lambda s: a[s] + 1 - s % 2)
+    scores, t = compare(runs, ours="learned")
+    assert scores.values.tolist()[:4] == [["plain", 0, 50.], ["plain, stopped", 0, 54.], ["learned", 0, 51.], ["hand", 0, 51.]]
+    assert list(t.index) == ["plain, stopped", "hand", "plain"] and t.index.name == "learned minus"
+    assert list(t.verdict) == ["worse", "no difference seen", "better"] and t["diff"].tolist() == pytest.approx([-2.2, .8, 1.4])
+    assert t.loc["plain", "p"] == paired(scores, "learned", "plain", "score")["p"]  # the best rival decides: no correction
+    low = compare(runs, lower=True, ours="learned")[1]
+    assert list(low.index) == ["plain", "hand", "plain, stopped"] and list(low.verdict) == ["worse", "no difference seen", "better"]
+    assert list(compare(runs)[1].index) == ["plain, stopped", "learned", "hand"]
+
+
 def test_compare_gives_each_method_the_same_random_state_and_leaves_yours_alone():
     draw = lambda seed: sum(map(float, (random.random(), np.random.rand(), torch.rand(()))))
     state = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
@@ -140,6 +153,8 @@ one = fits(a=[1] * 5, b=[2] * 5)
     (dict(methods=one | dict(c=lambda seed: [.3, .9])), TypeError, r"methods\['c'\] must return one number, got \[0.3, 0.9\]"),
     (dict(methods=one | dict(c=lambda seed: None)), TypeError, r"methods\['c'\] must return one number, got None"),
     (dict(methods=one | dict(c=lambda seed: np.nan if seed else 1)), ValueError, r"methods\['c'\] must return a finite number, got nan with seed 1"),
+    (dict(methods=one, ours="c"), ValueError, "ours must be one of a, b, got 'c'"),
+    (dict(methods=one | dict(c=lambda seed: dict(last=1, stopped=None))), TypeError, r"methods\['c'\] must return one number, got None"),
     (dict(methods=one, seeds=0), ValueError, "seeds must be a whole number of at least 1, got 0"),
     (dict(methods=one, seeds=2.), TypeError, "seeds must be a whole number of at least 1, got 2.0"),
     (dict(methods=one, seeds=[1, "2"]), TypeError, "seeds must be a whole number of at least 0, got '2'"),
