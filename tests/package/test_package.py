@@ -37,6 +37,7 @@ def test_wheel_holds_the_data_and_no_notebook(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {f"metarisk_nb/data/{o}" for o in ("fashion_mini.npz", "fashion_mini.json", "LICENSE.fashion-mnist")} <= set(names)
     assert {f"metarisk_nb/{o.replace('.', '/')}.py" for o in MODULES} <= set(names)
+    assert {f"metarisk_nb/explorables/{o.name}" for o in (ROOT / "metarisk_nb/explorables").iterdir()} <= set(names)
     assert not [o for o in names if o.endswith(".ipynb") or o.startswith(("nbs", "tests", "scripts"))]
     meta = zipfile.ZipFile(wheel).read(next(o for o in names if o.endswith("METADATA"))).decode()
     got = {re.sub(r"[<>=,\s].*", "", o) for o in re.findall(r"^Requires-Dist: (.*)$", meta, re.M) if "extra" not in o}
