@@ -116,7 +116,8 @@ class SpectrumDesigner(Explorable):
 
     def words(self):
         "How concentrated the weights are, and how much of them the known risk shares"
-        worst, best, ess, overlap = (f'{100 * round(self.numbers[k], 9):.0f}%' for k in ('worst', 'best', 'ess', 'overlap'))
+        o = self.numbers
+        worst, best, ess, overlap = (f'{100 * round(o[k], 9):.0f}%' for k in ('worst', 'best', 'ess', 'overlap'))
         return (f'The worst tenth has {worst} of the weight, the best {best}; effective sample size {ess} of the batch; '
                 f'{overlap} of the weight lies where {self.beside} has it.')
 
@@ -167,7 +168,7 @@ class CurriculumPlayer(Explorable):
 
     def words(self):
         "Of both runs: the weight of the worst and the best tenth, accuracy and risk at the end, and the wrong labels in the worse half"
-        return ' '.join(_says(k.upper(), run, self.step, self.numbers[k]) for k, run in zip('ab', self.chosen))
+        return ' '.join(_says(k.upper(), run, self.step, o) for run, (k, o) in zip(self.chosen, self.numbers.items()))
 
 def _at(run, step):
     "A run at the last stored weights up to `step`, and at the nearest step of its curves"

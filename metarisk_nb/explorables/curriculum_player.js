@@ -1,6 +1,6 @@
 // Two stored runs of the same data, played through training: their weights, where the wrong labels sit, and the curves of the test set.
 import { bars, button, fixed, html, lines, mount, plot, range, select, set, svg, ticks, write } from "./kit.js";
-import { weights } from "./risks.js";
+import { mean, sum, weights } from "./risks.js";
 
 const COLOURS = { expected: "var(--plain)", paper: "var(--paper)", presumption: "var(--default)" };
 const colourOf = (run) => COLOURS[run.method] ?? "var(--learned)";
@@ -8,7 +8,6 @@ const SECONDS = 8;
 const TENTH = { losses: ["worst", "best"], doubt: ["most doubtful", "least doubtful"] };
 const ORDER = { losses: "place in the batch, worst to best loss", doubt: "place in the batch, most to least doubtful" };
 
-const total = (a) => a.reduce((s, o) => s + o, 0);
 const atOrBefore = (steps, step) => Math.max(steps.filter((o) => o <= step).length - 1, 0);
 const nearest = (steps, step) => steps.reduce((best, o, i) => (Math.abs(o - step) < Math.abs(steps[best] - step) ? i : best), 0);
 const lastOf = ({ runs, a, b }) => Math.max(runs[a].step.at(-1), runs[b].step.at(-1));
@@ -18,8 +17,8 @@ function at(run, step) {
   const w = run.weights[atOrBefore(run.steps, step)], tenth = Math.ceil(w.length / 10), i = nearest(run.step, step);
   const wrong = run.wrong.length ? run.wrong[i] : [];
   return {
-    weights: w, worst: total(w.slice(0, tenth)) / w.length, best: total(w.slice(-tenth)) / w.length,
-    wrong, half: wrong.length ? total(wrong.slice(0, wrong.length / 2)) / (wrong.length / 2) : null, looked: run.step[i], acc: run.acc[i], risk: run.risk[i],
+    weights: w, worst: sum(w.slice(0, tenth)) / w.length, best: sum(w.slice(-tenth)) / w.length,
+    wrong, half: wrong.length ? mean(wrong.slice(0, wrong.length / 2)) : null, looked: run.step[i], acc: run.acc[i], risk: run.risk[i],
   };
 }
 

@@ -103,7 +103,7 @@ function build(change, state) {
   inside(curve).append(risks, tangent);
   curve.layer.append(now, slope, note);
   const rate = range("learning rate β", { lo: .05, hi: 1, step: .05 }, state().lr, (v) => change("lr", v));
-  const game = riddles(CHALLENGES, (answer) => Object.entries(answer).forEach(([k, v]) => change(k, v)));
+  const game = riddles(CHALLENGES, change);
 
   function drawPin(s, o) {
     const foot = at(mix(s.weight, s.wants)), [a, b] = s.wants.map(at), long = Math.hypot(a[0] - b[0], a[1] - b[1]);

@@ -79,7 +79,6 @@ export function bars(p, n, wide = .8) {
   p.layer.append(...rects);
   const step = p.width / n;
   return {
-    rects,
     move(values, colour) {
       rects.forEach((r, i) => {
         const a = p.Y(0), b = p.Y(values[i]);
@@ -101,18 +100,23 @@ export function dragged(node, move) {
   node.addEventListener("pointermove", (e) => { if (node.hasPointerCapture(e.pointerId)) move(e); });
 }
 
+// Call `move(by)` for the keys that `moves` has; a page or a notebook does not hear of them
+function keyed(node, moves, move) {
+  node.addEventListener("keydown", (e) => {
+    if (!(e.key in moves)) return;
+    e.preventDefault();
+    e.stopPropagation();
+    move(moves[e.key]);
+  });
+}
+
 // Make `node` a slider: drag with mouse or finger, arrow keys, Page Up and Down, Home and End.
 // `read(event)` gives the value under the pointer, `get()` the value now, `put(value)` changes it, `says(value)` tells it in words.
 export function slider(node, { label, lo, hi, step, read, get, put, says = (v) => fixed(v, 1), upright = true }) {
   const change = (v) => put(clamp(v, lo, hi));
   set(node, { role: "slider", tabindex: 0, "aria-label": label, "aria-valuemin": lo, "aria-valuemax": hi, "aria-orientation": upright ? "vertical" : "horizontal" });
   const moves = { ArrowUp: step, ArrowRight: step, ArrowDown: -step, ArrowLeft: -step, PageUp: 5 * step, PageDown: -5 * step, Home: -Infinity, End: Infinity };
-  node.addEventListener("keydown", (e) => {
-    if (!(e.key in moves)) return;
-    e.preventDefault();
-    e.stopPropagation();
-    change(Math.round((get() + clamp(moves[e.key], lo - hi, hi - lo)) * 1e6) / 1e6);
-  });
+  keyed(node, moves, (by) => change(Math.round((get() + clamp(by, lo - hi, hi - lo)) * 1e6) / 1e6));
   dragged(node, (e) => change(read(e)));
   return () => set(node, { "aria-valuenow": fixed(get(), 2), "aria-valuetext": says(get()) });
 }
@@ -127,12 +131,7 @@ export function movable(node, { label, lo, hi, step, read, get, put, says = (v) 
     Home: [lo[0] - hi[0], 0], End: [hi[0] - lo[0], 0],
   };
   let grabbed = [0, 0];
-  node.addEventListener("keydown", (e) => {
-    if (!(e.key in moves)) return;
-    e.preventDefault();
-    e.stopPropagation();
-    change(get().map((o, i) => o + moves[e.key][i]));
-  });
+  keyed(node, moves, (by) => change(get().map((o, i) => o + by[i])));
   dragged(node, (e) => {
     const at = read(e);
     if (e.type === "pointerdown") grabbed = get().map((o, i) => o - at[i]);
@@ -174,11 +173,11 @@ export function copyable(label) {
   return { root: html("div", { class: "copyable" }, html("div", { class: "controls" }, html("b", {}, label), copy), pre), show: (text) => write(pre, text) };
 }
 
-// A question to play with: pick one, see whether it is solved, or let the answer be shown
-export function riddles(list, show) {
+// A question to play with: pick one, see whether it is solved, or let its answer `change` the values
+export function riddles(list, change) {
   const verdict = html("span", { class: "verdict", role: "status" });
   const pick = select("Try this:", [["", "choose a challenge"], ...list.map((o, i) => [i, o.ask])], "", () => judge());
-  const answer = button("Show an answer", () => show(list[+pick.node.value].answer));
+  const answer = button("Show an answer", () => Object.entries(list[pick.node.value].answer).forEach(([k, v]) => change(k, v)));
   const root = html("div", { class: "riddle controls" }, pick.root, answer, verdict);
   let last = {};
   function judge(numbers = last) {

@@ -1,13 +1,13 @@
 // All methods at a kind of label noise: accuracy at the end and at the step that noisy validation chooses, and where the wrong labels sit.
 import { bars, fixed, html, mount, plot, select, set, svg, ticks, write } from "./kit.js";
+import { mean } from "./risks.js";
 
 const FEW = 5, ROW = 32, PERCENT = [[0, "0%"], [50, "50%"], [100, "100%"]];
 const READINGS = ["last", "early"];
 
-const total = (a) => a.reduce((s, o) => s + o, 0);
 const of = ({ tasks, data }) => tasks.filter((o) => o.data === data);
 const found = ({ tasks, data, noise }) => tasks.find((o) => o.data === data && o.noise === noise);
-const halfOf = (wrong) => total(wrong.slice(0, wrong.length / 2)) / (wrong.length / 2);
+const halfOf = (wrong) => mean(wrong.slice(0, wrong.length / 2));
 
 // Everything that is shown, as numbers: the axis holds whatever the data's tasks have reached
 export function compute(state) {

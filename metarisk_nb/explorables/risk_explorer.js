@@ -67,7 +67,7 @@ function build(change, state) {
   const names = select("Risk", Object.keys(KNOBS).map((k) => [k, NAMES[k]]), state().name, (v) => change("name", v));
   const knobs = Object.fromEntries(Object.entries(KNOBS).map(([k, all]) => [k, all.map(([label, lo, hi, step], i) =>
     range(label, { lo, hi, step }, state().params[k][i], (v) => change("params", { ...state().params, [k]: state().params[k].map((o, j) => (j === i ? v : o)) })))]));
-  const game = riddles(CHALLENGES, (answer) => Object.entries(answer).forEach(([k, v]) => change(k, v)));
+  const game = riddles(CHALLENGES, change);
 
   function draw(s) {
     const o = compute(s), colour = (i) => (Math.abs(o.shares[i]) > 1e-3 ? "var(--learned)" : "var(--plain)");

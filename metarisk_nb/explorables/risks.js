@@ -1,6 +1,6 @@
 // The risk functionals of lesson 00 in closed form. `p` are the parameters in the order of the Python classes.
 
-const sum = (a) => a.reduce((s, o) => s + o, 0);
+export const sum = (a) => a.reduce((s, o) => s + o, 0);
 export const mean = (a) => sum(a) / a.length;
 const spread = (a) => Math.max(...a) - Math.min(...a);
 

@@ -1,6 +1,6 @@
 // Draw the weights of a risk with a few handles: how concentrated they are, how near to a known risk, and the code that trains with them.
 import { copyable, fixed, html, inside, mount, percent, plot, riddles, select, set, settled, slider, svg, write } from "./kit.js";
-import { weights } from "./risks.js";
+import { sum, weights } from "./risks.js";
 
 const TOP = 5;
 const KNOWN = {
@@ -10,25 +10,21 @@ const KNOWN = {
   "human": ["human-aligned: both ends", "human", .4, .3],
 };
 
-export const defaults = { heights: [3, 2, 1, .5, 0], beside: "cvar:.5", n: 100 };
-
-const total = (a) => a.reduce((s, o) => s + o, 0);
-
 // The weights of n places, worst first, on straight lines between the handles; uniform while all are at zero
 function drawn(heights, n) {
   const last = heights.length - 1, w = Array.from({ length: n }, (_, i) => {
     const at = (i + .5) / n * last, j = Math.min(Math.floor(at), last - 1);
     return heights[j] + (at - j) * (heights[j + 1] - heights[j]);
   });
-  const all = total(w);
+  const all = sum(w);
   return w.map((o) => (all ? o / all : 1 / n));
 }
 
 export function compute({ heights, beside, n }) {
   const w = drawn(heights, n), [, name, ...p] = KNOWN[beside], known = weights(name, p, n), tenth = Math.ceil(n / 10);
   return {
-    weights: w, known, worst: total(w.slice(0, tenth)), best: total(w.slice(-tenth)), ess: 1 / (n * total(w.map((o) => o * o))),
-    overlap: total(w.map((o, i) => Math.min(o, known[i]))),
+    weights: w, known, worst: sum(w.slice(0, tenth)), best: sum(w.slice(-tenth)), ess: 1 / (n * sum(w.map((o) => o * o))),
+    overlap: sum(w.map((o, i) => Math.min(o, known[i]))),
   };
 }
 
@@ -88,7 +84,7 @@ function build(change, state) {
   const [whose, note] = [14, 38].map((y) => svg("text", { x: 332, y, "text-anchor": "end", class: "label" }));
   scaled.layer.append(whose, note);
   const beside = select("Beside it:", Object.entries(KNOWN).map(([v, [words]]) => [v, words]), state().beside, (v) => change("beside", v));
-  const train = copyable("Train with this"), game = riddles(CHALLENGES, (answer) => Object.entries(answer).forEach(([k, v]) => change(k, v)));
+  const train = copyable("Train with this"), game = riddles(CHALLENGES, change);
 
   function draw(s) {
     const o = compute(s), at = s.heights.map((h, i) => `${hand.X(i * gap)},${hand.Y(h)}`);

@@ -39,14 +39,24 @@ def says(p, w, i=0):
 def computed(p, module, states): return p.evaluate("async ([m, all]) => { const o = await import(`./x/${m}.js`); return all.map(o.compute) }", [module, states])
 
 
+def pull(p, start, end):
+    "Press the mouse at one point and release it at another, in steps as a hand does"
+    p.mouse.move(*start)
+    p.mouse.down()
+    p.mouse.move(*end, steps=12)
+    p.mouse.up()
+
+
 def drag(p, node, to):
-    "Drag a slider to a share of its height (0 its top) with the mouse, in steps as a hand does"
+    "Drag a slider to a share of its height (0 its top)"
     b = node.bounding_box()
     x = b["x"] + b["width"] / 2
-    p.mouse.move(x, b["y"] + .9 * b["height"])
-    p.mouse.down()
-    p.mouse.move(x, b["y"] + to * b["height"], steps=12)
-    p.mouse.up()
+    pull(p, (x, b["y"] + .9 * b["height"]), (x, b["y"] + to * b["height"]))
+
+
+def middle(node):
+    b = node.bounding_box()
+    return b["x"] + b["width"] / 2, b["y"] + b["height"] / 2
 
 
 # --- Risk explorer
@@ -138,11 +148,8 @@ def test_weights_are_drawn_and_the_code_beside_them_draws_the_same(tmp_path):
         says(p, w)
         handles = p.locator("[role=slider]")
         assert handles.count() == 5
-        b = handles.nth(2).bounding_box()
-        p.mouse.move(b["x"] + b["width"] / 2, b["y"] + b["height"] / 2)
-        p.mouse.down()
-        p.mouse.move(b["x"] + b["width"] / 2, b["y"] - 60, steps=10)
-        p.mouse.up()
+        x, y = middle(handles.nth(2))
+        pull(p, (x, y), (x, handles.nth(2).bounding_box()["y"] - 60))
         new = float(handles.nth(2).get_attribute("aria-valuenow"))
         assert new > 2
         w.heights = [*w.heights[:2], new, *w.heights[3:]]
@@ -184,11 +191,8 @@ def test_the_weight_and_the_points_are_dragged(tmp_path):
     with shown(tmp_path, w) as p:
         says(p, w)
         weight = p.get_by_role("slider", name="weight on sample 1")
-        b = weight.bounding_box()
-        p.mouse.move(b["x"] + b["width"] / 2, b["y"] + b["height"] / 2)
-        p.mouse.down()
-        p.mouse.move(b["x"] + b["width"] / 2 + 30, b["y"] + b["height"] / 2, steps=10)
-        p.mouse.up()
+        x, y = middle(weight)
+        pull(p, (x, y), (x + 30, y))
         w.weight = float(weight.get_attribute("aria-valuenow"))
         assert w.weight > .6
         says(p, w)
