@@ -2,11 +2,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
-# The checkout whose package pip has installed into the environment, as pip notes it
+# The checkout whose package pip has installed into the environment, as recorded by pip
 OWNER   = $(shell sed -n 's|.*"url": *"file://\([^"]*\)".*|\1|p' $(VENV)/lib/python*/site-packages/metarisk_nb-*.dist-info/direct_url.json 2>/dev/null)
 
 .PHONY: help ours demo test bench bench-gpu lab browser site handout shots prepare outputs clean
-help:                             ## this list
+help:                             ## show this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/	/' | expand -t 12
 
 ours:
@@ -16,42 +16,42 @@ ours:
 
 $(STAMP): settings.ini setup.py pyproject.toml | ours
 	@$(PYTHON) -c 'import sys; v=(3, 10); sys.exit(sys.version_info < v and f"metarisk_nb needs Python {v[0]}.{v[1]} or newer, this is {sys.version.split()[0]}: name another with make PYTHON=...")'
-	@echo 'Installing into $(VENV): a few minutes, and some GB with the GPU libraries of torch'
+	@echo 'Installing into $(VENV): this takes a few minutes, and some GB with the GPU libraries of torch'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -e '.[dev]'
 	touch $@
 
-demo: $(STAMP)                    ## the main job: learn the risk on half-wrong labels, a table and a picture
+demo: $(STAMP)                    ## learn the risk on half-wrong labels, and show a table and a picture
 	$(BIN)/python scripts/demo.py
 
-test: $(STAMP)                    ## all notebooks and tests; SLOW=1 for the slow ones too
+test: $(STAMP)                    ## run all notebooks and tests; SLOW=1 adds the slow ones
 	$(BIN)/python -m pytest $(if $(SLOW),--slow)
 
-bench: $(STAMP)                   ## what a hypergradient costs beside other libraries, half an hour
+bench: $(STAMP)                   ## compare the cost of a hypergradient with other libraries (half an hour)
 	-$(BIN)/python -m pip install -q -e '.[bench]'
 	-$(BIN)/python -m pip install -q betty-ml
 	$(BIN)/python scripts/bench.py
 
-bench-gpu: $(STAMP)               ## the paper's setting on a GPU: steps a second, time of a whole run (CIFAR-10 in METARISK_DATA)
+bench-gpu: $(STAMP)               ## time the paper's setting on a GPU: steps per second and a whole run (CIFAR-10 in METARISK_DATA)
 	$(BIN)/python scripts/bench_gpu.py
 
 lab: $(STAMP)                     ## open the notebooks
 	$(BIN)/jupyter lab nbs/index.ipynb
 
-site: $(STAMP)                    ## build the website into _site; npm gives KaTeX, once
+site: $(STAMP)                    ## build the website into _site; npm fetches KaTeX once
 	$(BIN)/python -W ignore scripts/build_site.py
 
-browser:                          ## Chromium for the tests of the widgets and the site (Debian, Ubuntu)
+browser:                          ## install Chromium for the tests of the widgets and the site (Debian, Ubuntu)
 	command -v chromium >/dev/null || { apt-get update -q && apt-get install -y -q --no-install-recommends chromium; }
 
-handout: $(STAMP)                 ## the lessons without their solutions, for a class, into _handout
+handout: $(STAMP)                 ## copy the lessons without solutions, for a class, into _handout, with a page per lesson for the teacher
 	$(BIN)/python scripts/handout.py
 
 shots: $(STAMP)                   ## photograph explorables and widgets in a browser for the lessons, and measure how smoothly they move
 	$(BIN)/python -W ignore scripts/stills.py
 	SHOTS=nbs/images $(BIN)/python -m pytest tests/course/test_widgets.py tests/course/test_cleaner.py
 
-prepare: $(STAMP)                 ## before each commit: export, clean, pack results, minutes, README
+prepare: $(STAMP)                 ## before each commit: export, clean, pack results, count minutes, write README
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 	$(BIN)/python -W ignore scripts/pack.py
@@ -64,5 +64,5 @@ outputs: $(STAMP)                 ## run all notebooks and keep their outputs
 	for o in nbs/*.ipynb; do $(BIN)/jupyter execute --inplace $$o || exit 1; done
 	$(MAKE) prepare
 
-clean: ours                       ## forget the environment and what was built
-	rm -rf $(VENV) .site_vendor _site _handout _proc build dist *.egg-info
+clean: ours                       ## remove the environment and everything that was built
+	rm -rf $(VENV) .site_vendor _site _handout _handout_teacher.html _proc build dist *.egg-info

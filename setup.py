@@ -25,7 +25,7 @@ setup(
     include_package_data=False,
     package_data={cfg["lib_path"]: ["data/*", "explorables/*"]},
     install_requires=cfg["requirements"].split(),
-    extras_require={o: cfg[f"{o}_requirements"].split() for o in ("dev", "bench", "distributed", "cluster", "peers")},
+    extras_require={o: cfg[f"{o}_requirements"].split() for o in ("dev", "bench", "distributed", "cluster", "peers", "lightning", "transformers", "pretrained")},
     entry_points={"console_scripts": [f"metarisk_study={cfg['lib_path']}.lab.cli:main"], "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]},
     zip_safe=False,
 )

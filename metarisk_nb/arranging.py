@@ -18,11 +18,11 @@ from .processes import gathered, process_group
 # %% ../nbs/parts/arranging.ipynb #306f5429
 class Arranging(Learned):
     "A callback that sorts a batch by the loss, or by how doubtful its labels are"
-    rule,rank = 'merit','loss'  # of a callback that was pickled by the first edition
+    rule,rank = 'merit','loss'  # for callbacks that were pickled by the first edition
     found = None  # what 'auto' has come to mean: a dict of `rank` and `method`, once the first batch has been seen
 
     def picked(self, name):
-        "An argument whose 'auto' has been decided, or as it was given"
+        "The argument `name` as it was given, or what its 'auto' was decided to mean"
         return (self.found or {}).get(name, getattr(self, name))
 
     @property
@@ -31,7 +31,7 @@ class Arranging(Learned):
         return self.rule == 'presumption'
 
     def decide(self):
-        "Say what 'auto' means for this task and loader"
+        "Decide what 'auto' means for this task and loader"
         if self.found is not None: return
         classes = self._has_classes()
         numbered = sample_numbers(self.dls.train, self.iter, len(self.given.y[0])) if classes else None
@@ -39,11 +39,11 @@ class Arranging(Learned):
         if self.rank not in ('auto', 'loss') and not classes:
             raise ValueError(f"rank={self.rank!r} needs logits of several classes and one label per sample: use rank='loss'")
         if self.rank == 'history' and rank != 'history':
-            raise ValueError("rank='history' needs sample numbers, which fastai's loaders have: use rank='class'")
+            raise ValueError("rank='history' needs sample numbers, which only fastai's loaders give: use rank='class'")
         self.found = dict(rank=rank if self.rank == 'auto' else self.rank)
 
     def labels(self)->Tensor:
-        "The labels of the batch, of all processes; -1 for those that the loss ignores"
+        "The labels of the batch from all processes; -1 where the loss ignores the label"
         y = self.given.y[0].flatten().long()
         return gathered(y.masked_fill(y == getattr(self.plain_loss, 'ignore_index', -100), -1), process_group(self.model))
 
@@ -51,7 +51,7 @@ class Arranging(Learned):
     def _by_loss(self): return self.picked('rank') == 'loss' or not self._has_classes()
 
     def _observed(self):
-        "What a `LabelDoubt` wants to know of this batch"
+        "What a `LabelDoubt` needs to know about this batch"
         dl, ids, group = self.dls.train, None, process_group(self.model)
         pred = gathered(self.given.unedited(self.pred), group)
         if self.picked('rank') == 'history': ids = self._numbers(dl, len(self.given.y[0]))
@@ -67,12 +67,12 @@ class Arranging(Learned):
         return self.curriculum.places(batch.values, y, pred, *numbers)
 
     def note(self):
-        "Remember what the network makes of this batch, whose places nobody asks for"
+        "Remember what the network makes of this batch when its places are not needed"
         if not self._by_loss(): self.curriculum.doubt.note(*self._observed())
 
     def _numbers(self, dl, n):
         was, now = self.curriculum.doubt.seen, len(dl.dataset)
         if was is not None and len(was) != now:
-            warn(f'{self.name}: the data set had {len(was)} samples, and now has {now}: what is known of single samples begins anew')
+            warn(f'{self.name}: the data set had {len(was)} samples and now has {now}: the record of single samples starts again')
             self.curriculum.doubt.seen = None
         return sample_numbers(dl, self.iter, n)

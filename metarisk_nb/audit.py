@@ -17,12 +17,12 @@ from sklearn.isotonic import IsotonicRegression
 from .record import LabelRecord
 
 # %% ../nbs/parts/audit.ipynb #8c3f0e05
-worst,few = .9,20 # Part of the decoys that wrong labels are compared with; labels of a class that count as much as all others together
-early = 3         # Visits before which a loss says more about its time than about its label
-little = .03      # Share of wrong labels below which the report speaks of a few
-few_labels = 1000 # Labels below which a network memorises some, so that more may be wrong
-by_heart = .02    # Share of the labels that are not believed in the end, below which a run has memorised them
-shallow = .8      # Density at the bottom of a valley by that of the lower of its two peaks, from which on it is none
+worst,few = .9,20 # Share of decoys above the threshold; labels of a class that count as much as all classes together
+early = 3         # With fewer visits than this, a loss says more about when it was measured than about its label
+little = .03      # Below this share of wrong labels, the report says that it found little
+few_labels = 1000 # With fewer labels than this, a network memorises some, so more may be wrong than it seems
+by_heart = .02    # If less than this share of the labels is not believed in the end, the run has memorised them
+shallow = .8      # A dip is a valley if its lowest density is below this share of the lower of its two peaks
 
 def _share(loss, decoys):
     "Estimated share of wrong labels"
@@ -30,7 +30,7 @@ def _share(loss, decoys):
     return min(1., (loss > np.quantile(decoys, 1 - worst)).mean() / worst)
 
 def _valley(loss, most=20_000):
-    "The loss between two groups, where the density is least beside that of the peaks on either side; None where there is one group"
+    "The loss at the bottom of the valley between two groups, relative to the peaks on either side; None if there is only one group"
     at = np.linspace(*np.quantile(loss, (.01, .99)), 200)
     if at[0] == at[-1]: return None
     density = gaussian_kde(loss[::-(-len(loss) // most)])(at)
@@ -44,7 +44,7 @@ def wrong_shares(
     named,    # M labels that the decoys name
     n_classes,
 )->tuple:     # The estimated share of wrong labels among all, and among those that name each class
-    "How many labels are wrong: those beyond the valley, or those that are believed as little as decoys"
+    "Estimate how many labels are wrong: those beyond the valley or, without a valley, those that are believed as little as decoys"
     size, of_class, valley = np.bincount(label, minlength=n_classes), [], _valley(loss)
     for k in range(n_classes):
         l, own = loss[label == k], decoy[named == k]
@@ -57,9 +57,9 @@ def wrong_probability(
     loss,   # As in `wrong_shares`
     label,
     decoy,
-    shares, # What `wrong_shares` gives
+    shares, # As from `wrong_shares`
 )->np.ndarray: # N numbers in (0, 1)
-    "How probable it is that each label is wrong"
+    "The probability that each label is wrong"
     x, is_decoy = np.concatenate([loss, decoy]), np.repeat([0., 1.], [len(loss), len(decoy)])
     share, rank = IsotonicRegression(out_of_bounds='clip').fit(x, is_decoy).predict(loss), loss.argsort().argsort() / len(loss)
     ratio = share / (1 - share).clip(1e-9) * len(loss) / max(len(decoy), 1)
@@ -77,9 +77,9 @@ def _shift(odds, share):
 def label_report(
     record:LabelRecord,
     items=None, # N paths or row numbers, in the order of the data set
-    names=None, # Of the classes
-    n=None,     # Rows; None: all samples that were seen
-    judged=False, # Have validation data judged whether the labels do harm, as those of `MetaRisk` do?
+    names=None, # Names of the classes; numbers by default
+    n=None,     # Number of rows; None: all samples that were seen
+    judged=False, # Were validation data used to judge whether the labels do harm, as in `MetaRisk`?
 )->pd.DataFrame:
     """Which labels are wrong, the most probable first: one row per training sample
 

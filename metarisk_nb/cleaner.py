@@ -22,7 +22,7 @@ from .view import image_html
 # %% ../nbs/parts/cleaner.ipynb #c1ea0005
 def sample_html(
     x,       # An input as fastai decodes it: something with a `show` method, a text, a row of a table, or numbers
-    alt:str, # In words, what an image shows
+    alt:str, # What an image shows, in words
 )->str:
     "A sample as HTML"
     if isinstance(x, pd.Series): return x.to_frame().to_html(header=False, border=0)
@@ -32,12 +32,12 @@ def sample_html(
     return image_html(fig, alt)
 
 class SuspectCard(W.VBox):
-    "A suspect, and what to do with it"
+    "A card that shows one suspect and offers what to do with it"
     def __init__(self,
-        row,           # Of a label report
-        x,             # As in `sample_html`
+        row,           # A row of a label report
+        x,             # The input, as in `sample_html`
         classes,       # Names of all classes
-        decision=None, # (decision, label), as made before
+        decision=None, # An earlier decision, (decision, label); None: undecided
     ):
         says = f'{row.label}?' if row.suggested == row.label else f'{row.label} → {row.suggested}?'
         others = sorted((o for o in classes if o != row.label), key=lambda o: o != row.suggested)
@@ -56,16 +56,16 @@ class SuspectCard(W.VBox):
 class LabelCleaner(W.VBox):
     """Page through the suspects of a label report, and keep, relabel or delete each
 
-    Decisions are in `.decisions` and in a JSON file, which goes on where it was left; the data are not touched.
+    Decisions are kept in `.decisions` and in a JSON file, from which the work can be resumed later; the data are not touched.
     `clean_dls(dls, cleaner.decisions)` gives loaders for a second run."""
     def __init__(self,
         learn,                        # A Learner that was trained with `MetaRisk()`
         file='label_decisions.json',  # Where decisions are kept
         report=None,                  # Rows of its label report; by default as many as are estimated to be wrong
-        page=12,                      # Suspects on a page
+        page=12,                      # Suspects per page
     ):
         full, train = learn.meta_risk.label_report(), undivided(learn.dls.train).dataset
-        if not len(train): raise ValueError('LabelCleaner shows the training data, and an exported Learner has none')
+        if not len(train): raise ValueError('LabelCleaner shows the training data, but an exported Learner has none')
         if type(page) is not int or page < 1: raise ValueError(f'page must be a whole number of at least 1, got {page!r}')
         self.file = Path(file).expanduser()
         if not os.access(self.file.parent, os.W_OK): raise ValueError(f'file must be in a folder that can be written to, got {file}')
@@ -87,7 +87,7 @@ class LabelCleaner(W.VBox):
         return b
 
     def _named(self, rows, what):
-        "Rows about these data, with the classes as they are called here: a CSV file makes numbers of some names"
+        "Rows that are about these data, with the names of the classes here: a CSV file turns some names into numbers"
         check_rows(rows, self.train, self.classes, what)
         given, suggested = given_labels(self.train, rows['index']), class_numbers(rows.suggested, self.classes)
         return rows.assign(label=[self.classes[k] for k in given], suggested=[self.classes[k] for k in suggested])
@@ -97,12 +97,12 @@ class LabelCleaner(W.VBox):
         if not self.file.exists(): return {}
         old = read_decisions(self.file)
         if (n := old.attrs['samples']) != len(self.train):
-            raise ValueError(f'{self.file} is about {n} training samples, and there are {len(self.train)}: name another file')
+            raise ValueError(f'{self.file} is about {n} training samples, but there are {len(self.train)}: name another file')
         rows = self._named(old, f'{self.file}')
         return {i: self._verdict(*o) for i, *o in zip(rows['index'], rows.decision, rows.label, rows.suggested)}
 
     def _verdict(self, decision, label, suggested):
-        "What was given is kept or deleted, whatever else was suggested"
+        "A decision and its label: to keep or to delete concerns the given label, whatever was suggested"
         if decision == 'relabel' and suggested != label: return decision, suggested
         return 'delete' if decision == 'delete' else 'keep', label
 
@@ -116,10 +116,10 @@ class LabelCleaner(W.VBox):
         return pd.DataFrame(dict(index=index, item=items, label=given, decision=decision, suggested=label))
 
     def decide(self,
-        index:int,     # Of a training sample
+        index:int,     # Index of a training sample
         decision=None, # ('keep', 'relabel' or 'delete', the label that it should have); None: undecided again
     ):
-        "Note a decision, and write all of them"
+        "Record a decision, and write all decisions to the file"
         if decision is not None and (decision[0] not in verdicts or decision[1] not in self.classes):
             raise ValueError(f'decision must be one of {", ".join(verdicts)} with a class, got {decision!r}')
         before, self.decided = self.decided, {k: v for k, v in self._read().items() if k != index}
@@ -134,12 +134,12 @@ class LabelCleaner(W.VBox):
     def decide_rest(self,
         decision, # 'keep', 'relabel' (to what is suggested) or 'delete'
     ):
-        "The same for all suspects on the page that are undecided"
+        "Make the same decision for all suspects on the page that are undecided"
         for card in self.cards.children:
             if not card.choice.value: card.choice.value = card.made[decision]
 
     def turn(self,
-        pages:int, # To go on by
+        pages:int, # How many pages to move on; negative: back
     ):
         "Show another page"
         last = max(0, (len(self.report) - 1) // self.n)
@@ -161,7 +161,7 @@ class LabelCleaner(W.VBox):
         return card
 
     def words(self)->str:
-        "How far the work is"
+        "How far the work has got, in words"
         if not len(self.report): return f'{self.summary} There is nothing to look at.'
         first = self.at * self.n + 1
         count = pd.Series([o for o, _ in self.decided.values()], dtype=object).value_counts()

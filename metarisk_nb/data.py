@@ -38,8 +38,8 @@ def noisy_labels(
     y:Tensor,       # n labels 0 ... n_classes-1, left unchanged
     rate:float,     # Share of the labels to change, in [0, 1]
     n_classes:int,  # Number of classes
-    kind='uniform', # 'uniform': redrawn over all classes (the paper's way); 'pairflip': the next class; 'classwise': every second's
-    seed=0,         # Which labels, and to what
+    kind='uniform', # 'uniform': redrawn from all classes, as in the paper; 'pairflip': the next class; 'classwise': every second class's
+    seed=0,         # Decides which labels change, and to what
 )->Tensor:          # n labels
     "`y` with a share `rate` of its labels changed (paper, section 4.2); ValueError for another rate or kind"
     if not 0 <= rate <= 1: raise ValueError(f'rate must be a share in [0, 1], got {rate}')
@@ -57,8 +57,8 @@ class TensorSet:
         y:Tensor=None,     # n labels to train on; None: a set without labels
         clean:Tensor=None, # n true labels; `y` by default
         vocab=None,        # Names of the classes
-        mean=0.,           # What was taken from the images of 0 ... 255, a number or one a channel
-        std=1.,            # And what they were divided by
+        mean=0.,           # What was subtracted from the images of 0 ... 255: one number, or one per channel
+        std=1.,            # What they were then divided by
     ): self.x, self.y, self.clean, self.vocab, self.mean, self.std = x, y, y if clean is None else clean, vocab, mean, std
     def __len__(self): return len(self.x)
     def __getitem__(self, i): return (self.x[i],) if self.y is None else (self.x[i], self.y[i])
@@ -71,7 +71,7 @@ class TensorSet:
     def part(self,
         i, # Places, or a mask
     ):
-        "Some of its samples, with all else as here"
+        "Some of its samples; all else stays"
         return TensorSet(self.x[i], self.y[i], self.clean[i], self.vocab, self.mean, self.std)
 
     def new_empty(self):
@@ -225,8 +225,8 @@ def long_tail(
 
 def worse_images(
     s:TensorSet,
-    contrast=.5, # What is left of it
-    noise=.5,    # Standard deviation of the noise, in that of the images
+    contrast=.5, # Factor on the contrast
+    noise=.5,    # Standard deviation of the noise, as a multiple of that of the images
     seed=0,      # Draws the noise
 )->TensorSet:
     "Covariate shift: the same images, paler and noisier"

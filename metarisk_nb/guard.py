@@ -14,15 +14,15 @@ from torch import Tensor
 class Guard:
     "Labels of a class that receives too little weight get the benefit of the doubt"
     starved = .3          # Share of its uniform weight below which a class receives too little
-    step,keep = .05,.97   # Nats that the benefit grows by in such a step, and what is kept of it from each step to the next
-    memory = .92          # Of the weight that a class receives, from one step to the next
+    step,keep = .05,.97   # Growth of the benefit in such a step, in nats, and the share of it that is kept per step
+    memory = .92          # Of the running mean of the weight that a class receives: the share kept per step
     def __init__(self):
         self.received, self.benefit = torch.ones(0), torch.zeros(0)     # of each class, as a share of its uniform weight; in nats
-        self.fed, self.steps = torch.zeros(0), torch.zeros(())  # steps in which each class, or any, received too little
+        self.fed, self.steps = torch.zeros(0), torch.zeros(())  # steps in which each class, or any class, received too little
 
     @torch.no_grad()
     def watch(self,
-        y:Tensor, # m labels; a negative one is none
+        y:Tensor, # m labels; negative ones are ignored
         w:Tensor, # m weights, 1 where the weights are uniform
     ):
         "Note the weight that the classes receive in a batch, and adjust the benefit of each"
@@ -43,21 +43,21 @@ class Guard:
 
     def benefit_of(self,
         y:Tensor, # m labels
-    )->Tensor:    # m numbers, in nats: the doubt about each label is to be smaller by so much
-        "What the labels of a batch are given"
+    )->Tensor:    # m numbers, in nats: how much smaller the doubt about each label should be
+        "The benefit that the labels of a batch are given"
         n = len(self.benefit)
         return F.pad(self.benefit, (0, 1)).to(y.device)[torch.where((y < 0) | (y >= n), n, y).long()]
 
     @property
     def starving(self)->set:
-        "The classes that were about to starve at some time"
+        "The classes that received too little weight at some time"
         return {*self.fed.nonzero().flatten().tolist()}
 
     def state_dict(self)->dict:
-        "What is known of each class, as plain tensors"
+        "What is known about each class, as plain tensors"
         return {k: v.cpu().clone() for k, v in vars(self).items()}
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
-        "Go on from a saved state"
+        "Continue from a saved state"
         vars(self).update({k: v.clone() for k, v in state.items()})

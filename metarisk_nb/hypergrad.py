@@ -29,7 +29,7 @@ most_copied = 2**28
 def _tuple(o): return tuple(o) if isinstance(o, (tuple, list)) else (o,)
 
 def _uncompiled():
-    "Run what `torch.compile` has compiled, if it was ever called, as it was: compiled graphs have first derivatives only"
+    "Run compiled code uncompiled, since compiled graphs have first derivatives only (if `torch.compile` was ever called)"
     return torch.compiler.set_stance('force_eager') if 'torch._dynamo' in sys.modules else nullcontext()
 
 class _Passes:
@@ -65,7 +65,7 @@ class _Losses:
 
     @contextmanager
     def at(self, theta, kernels=nullcontext):
-        "The losses where the parameters are `theta`, to be differentiated within the block; repeated passes draw the same"
+        "The losses where the parameters are `theta`, to be differentiated within the block; repeated passes draw the same numbers"
         o, (x, y) = self.passes, map(_tuple, copied(tuple(self.batch)))
         with o.snapshot.placed(o.in_place(theta)), seeded(self.seed, o.devices), kernels() as self.fused:
             l = self.loss_func(o.output(x), *y)
@@ -99,7 +99,7 @@ def _attempt(passes, *ways):
 def _eps(step): return max(step.losses.passes.eps, torch.finfo(step.l.dtype).eps)
 
 def _repeated(step, l):
-    "The losses of a repeated pass; ValueError where they are others"
+    "The losses of a repeated pass; ValueError where they differ"
     if not torch.allclose(l.detach(), step.l, rtol=.1, atol=.1, equal_nan=True):
         raise ValueError('a repeated pass gives other losses: is there randomness outside torch, random and numpy, or hidden state?')
     return l
@@ -156,12 +156,12 @@ def _exact(step, v, hessian):
 
 # %% ../nbs/02_hypergrad.ipynb #b3654fa4
 def _first_order(step, v, hessian):
-    "The Hessian taken as zero: one forward-mode pass a step"
+    "The Hessian taken as zero: one forward-mode pass per step"
     return _along(step, v), None
 
 # %% ../nbs/02_hypergrad.ipynb #6db05ec4
 def _finite_difference(step, v, hessian):
-    "One more point along `v`: differences of the losses, and of the gradient where the Hessian is needed, to those of the forward sweep"
+    "One more pass, a little further along `v`: how the losses, and the gradient where the Hessian is needed, differ from the forward sweep"
 
     size = (_norm(step.theta) or 1.) * (10 if hessian else 1)  # a gradient jumps at a kink, a loss does not
     h = _eps(step)**.5 * size / (_norm(v) + torch.finfo(torch.float32).tiny)
@@ -216,7 +216,7 @@ def _target(losses, theta, risk):
     return value, lam
 
 def _sweep_forward(inner, theta, reducer, lrs):
-    "Take the inner steps: all of them, and where they lead"
+    "Take the inner steps; returns all of them, and the parameters where they end"
     steps = []
     for losses in inner:
         step, theta = _inner_step(losses, theta, reducer)
@@ -246,7 +246,7 @@ def hypergradient(
     method='exact',    # 'exact', 'first_order' or 'finite_difference'
     meta_loss=None,    # Per-sample loss on `val_batch`; `loss_func` when None
     group=None,        # Process group whose processes hold a training batch in parts of one size, and all of `val_batch`
-    generator=None,    # torch.Generator that draws a seed per batch for its random choices; None: as the global stream would, which stays
+    generator=None,    # torch.Generator that draws a seed per batch for its random choices; None: as the global stream would, unmoved
 )->tuple[Tensor, Tensor]: # Target risk after the inner steps (0-d), and its gradient, shaped as `reducer.logits`
     """Target risk on `val_batch` after K weighted SGD steps, and its derivative for the reducer's logits (paper, Eq. 2 and 3)
 

@@ -26,7 +26,7 @@ def _norm_back(g, x, w, mean, r, eps):
     return _op.native_batch_norm_backward(g, x, w, None, None, mean, r, True, eps, [True] * 3)
 
 class Norm(Function):
-    "Batch norm with the statistics of the batch; running statistics are brought up to date, as torch does"
+    "Batch norm with the statistics of the batch; running statistics are updated as torch does"
     @staticmethod
     def forward(ctx, x, w, b, running_mean, running_var, momentum, eps):
         y, mean, r = _op.native_batch_norm(x, w, b, running_mean, running_var, True, momentum, eps)
@@ -44,7 +44,7 @@ class Norm(Function):
     def backward(ctx, g): return *NormBack.apply(g, *ctx.saved_tensors, ctx.eps), None, None, None, None
 
 class NormBack(Function):
-    "The backward pass of `Norm`, and the backward pass of that, which is the last: mean and r count as constants in it"
+    "The backward pass of `Norm`, and its own backward pass, after which there are no more: that one takes mean and r as constants"
     @staticmethod
     def forward(ctx, g, x, w, mean, r, eps):
         gx, gw, gb = _norm_back(g, x, w, mean, r, eps)
@@ -67,7 +67,7 @@ class NormBack(Function):
 
 # %% ../nbs/parts/kernels.ipynb #8deefdc7
 class Conv(Function):
-    "Convolution without a bias; `how` are stride, padding, dilation, transposed, output padding, groups"
+    "Convolution without a bias; `how` holds stride, padding, dilation, transposed, output padding, groups"
     @staticmethod
     def forward(ctx, x, w, how, mode):
         ctx.save_for_backward(x, w)
@@ -85,7 +85,7 @@ class Conv(Function):
         return *ConvBack.apply(g, *ctx.saved_tensors, ctx.how, ctx.needs_input_grad[0], unread), None, None
 
 class ConvBack(Function):
-    "Its backward pass, and the backward pass of that; a weight's gradient that stays `unread` is zero, its derivatives are right"
+    "The backward pass of `Conv`, and its own backward pass; a weight's gradient that is `unread` is zero, but its derivatives are right"
     @staticmethod
     def forward(ctx, g, x, w, how, needs_x, unread):
         ctx.save_for_backward(g, x, w)
@@ -118,11 +118,11 @@ def _batch_norm(mode, input, running_mean, running_var, weight=None, bias=None, 
 
 _fused = {F.conv2d: _conv2d, F.batch_norm: _batch_norm}
 
-# What packs the tensors that autograd saves. Gradient checkpointing does, and runs its layers again without this mode
+# The hooks that pack saved tensors: gradient checkpointing sets them, and later runs its layers again outside this mode
 _packs = getattr(torch._C._autograd, '_top_saved_tensors_default_hooks', lambda ignore_tracing: None)
 
 class Fused(TorchFunctionMode):
-    "A block in which convolutions and batch norms of images are those above, where the call fits them"
+    "A block in which convolutions and batch norms of images are those above, if they can handle the call"
     skips = False
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -152,7 +152,7 @@ _any_layout = {o.forward for o in (
 
 def layout_free(
     model:nn.Module, # Any model
-)->bool:             # False where it cannot be known
+)->bool:             # False if that cannot be known
     "Is it certain that the memory layout of an image changes nothing but the speed?"
     hooked = any(m._forward_hooks or m._forward_pre_hooks or 'forward' in vars(m) for m in model.modules())
     return not hooked and all(getattr(type(m), 'forward', None) in _any_layout for m in model.modules())
@@ -160,6 +160,6 @@ def layout_free(
 def channels_last(
     x, # Anything; only a batch of images on the CPU in torch's usual layout is changed
 ):
-    "Images with their channels innermost"
+    "`x`, with the channels innermost if it holds images"
     images = isinstance(x, Tensor) and x.ndim == 4 and x.device.type == 'cpu' and x.is_contiguous()
     return x.contiguous(memory_format=torch.channels_last) if images else x

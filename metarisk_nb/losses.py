@@ -18,7 +18,7 @@ from .passes import Snapshot, parts, seeded
 
 # %% ../nbs/parts/losses.ipynb #4ed57a7f
 class PerSample:
-    "A loss without its reduction, for the time of a call: its weights, buffers and memory are those of the loss itself"
+    "A loss whose reduction is off for the duration of a call; its weights, buffers and memory are those of the loss itself"
     def __init__(self,
         loss_func, # A loss with an attribute `reduction`
     ): self.loss_func = loss_func
@@ -29,7 +29,7 @@ class PerSample:
         finally: self.loss_func.reduction = was
     @property
     def ignore_index(self):
-        "The label that the loss leaves out; -100 where it does not say"
+        "The label that the loss ignores; -100 if it names none"
         return getattr(self.loss_func, 'ignore_index', -100)
     def __repr__(self): return f'PerSample({self.loss_func})'
 
@@ -75,16 +75,16 @@ def _without_last(o, n):
     return type(o)(_without_last(x, n) for x in o) if type(o) in (tuple, list) else o
 
 def _owner(f):
-    "What keeps the memory of a loss that is a method or a `partial`"
+    "The object that keeps the memory of a loss that is a method or a `partial`"
     while isinstance(f, (partial, MethodType)): f = f.func if isinstance(f, partial) else f.__self__
     return f
 
 def _square(n, o):
-    "Is another axis than the first of one of these tensors as long as the batch?"
+    "Does one of these tensors have an axis, other than the first, that is as long as the batch?"
     return any(n in t.shape[1:] for t in tensors(o))
 
 def _losses_without_last(loss_func, n, pred, y):
-    "What the loss gives without the last of `n` samples, while its memory and the random streams stay as they are; None where it fails"
+    "What the loss gives without the last of `n` samples, while its memory and the random streams stay as they are; None if it fails"
     devices = {t.device for t in tensors(pred)}
     try:
         with torch.no_grad(), seeded(0, devices), Snapshot(parts(_owner(loss_func))).placed(), torch._C.DisableTorchFunctionSubclass():
@@ -92,7 +92,7 @@ def _losses_without_last(loss_func, n, pred, y):
     except Exception: return None
 
 def _batch_is_first(l, less, n):
-    "Does each sample keep its losses, and do they stand along the first axis, when the last one is left out?"
+    "Do the other samples keep their losses, along the first axis, when the last sample is left out?"
     if not isinstance(less, Tensor) or less.shape != (n - 1, *l.shape[1:]): return False
     l, less = l[:-1].detach().float(), less.detach().float()
     return torch.allclose(less, l, rtol=.01, atol=1e-4 * float(l.abs().nan_to_num(0, 0).max()), equal_nan=True)
@@ -100,25 +100,25 @@ def _batch_is_first(l, less, n):
 def _is_a_row(l, n, pred, y):
     "Are these the losses of the samples one after another, as many as a target has elements?"
     as_many = l.ndim == 1 and any(t.shape[:1] == (n,) and t.numel() == len(l) for t in tensors(y))
-    return as_many and (not isinstance(pred, Tensor) or len(pred) in (n, len(l)))  # else its steps come first
+    return as_many and (not isinstance(pred, Tensor) or len(pred) in (n, len(l)))  # otherwise the time steps come first
 
 def sample_losses(
     loss_func, # (pred, *y) -> losses, whose first axis is the batch
     pred,      # The model's output for a batch
     *y,        # Its targets
 )->Tensor:     # One loss per sample: the mean over its pixels or labels
-    "The losses of a batch, one per sample; ValueError where they cannot be told apart"
+    "The losses of a batch, one per sample; ValueError if it is unclear which loss belongs to which sample"
     n = n_samples(y)
     if not n: raise ValueError('the batch is empty: a risk needs at least one sample')
     less = n > 1 and _square(n, (pred, y)) and _losses_without_last(loss_func, n, pred, y)  # before the loss can edit or note anything
-    with torch._C.DisableTorchFunctionSubclass(): l = loss_func(pred, *y)  # whose types cost more than a small loss
+    with torch._C.DisableTorchFunctionSubclass(): l = loss_func(pred, *y)  # subclasses would take longer than a small loss
     if isinstance(l, Tensor) and l.numel():
         l = bare(l)
         if n > 1 and _square(n, l) and less is False: less = _losses_without_last(loss_func, n, pred, y)
         first = l.shape[:1] == (n,) and (not _square(n, l) or _batch_is_first(l, less, n))
         if n == 1 or first or _is_a_row(l, n, pred, y): return l.flatten() if l.numel() == n else l.reshape(n, -1).mean(1)
     raise ValueError(f'loss_func must give one loss per sample: {n} samples, got losses of shape {tuple(getattr(l, "shape", ()))}, which '
-                     'cannot be told apart. Their first axis must be the batch: pass a loss_func= that gives them so')
+                     'cannot be told apart. Their first axis must be the batch: pass a loss_func= that does this')
 
 # %% ../nbs/parts/losses.ipynb #5a7c3e13
 def check_targets(
@@ -126,7 +126,7 @@ def check_targets(
     yb,      # Its targets
     bs=None, # Samples that the batch should have, where that is known
 ):
-    "ValueError where the first axis of the targets is not the sample, but another one is"
+    "Raise ValueError if the samples are along another axis of the targets than the first"
     x, y = {len(t) if t.ndim else 0 for t in tensors(xb)}, [*tensors(yb), torch.zeros(0)][0]
     if y.ndim < 2 or len(y) == bs: return
     for n in [*[n for n in x if len(x) == 1], *[bs] * bool(bs)]:
@@ -138,7 +138,7 @@ def check_targets(
 def gce_loss(
     pred:Tensor, # (n, C) logits
     y:Tensor,    # n labels
-    q:float=.7,  # 1 gives MAE, towards 0 cross entropy
+    q:float=.7,  # 1 gives MAE; towards 0 it approaches cross entropy
     ignore_index:int=-100, # A sample with this label has no loss
 )->Tensor:       # n losses in [0, 1/q]
     "(1 - p_y^q)/q: generalised cross entropy (Zhang and Sabuncu, 2018)"
@@ -172,6 +172,6 @@ def named_meta_loss(
     *y,               # Its targets
     ignore_index=-100 # A sample with this label has no loss
 ):                    # (pred, y) -> one loss per sample
-    "The bounded loss of this name; ValueError where the task has no single labels"
+    "The bounded loss of this name; ValueError if the task does not have one label per sample"
     if single_label(pred, *y): return partial(meta_losses[name], ignore_index=ignore_index)
     raise ValueError(f"meta_loss={name!r} needs logits of several classes and one label per sample: pass meta_loss='own'")

@@ -25,7 +25,7 @@ class MetaRiskPanel(Callback):
     order = MetaRisk.order + 10
     picture = None # The widget that shows the latest picture, from the first fit on
     def __init__(self,
-        share=.03, # Of the time since the fit began, for drawing
+        share=.03, # Share of the time since the fit began that may be spent on drawing
     ):
         if not 0 < share <= 1: raise ValueError(f'share must be in (0, 1], got {share}')
         self.share, self.spent, self.drawn = share, 0., 0
@@ -66,7 +66,7 @@ class MetaRiskPanel(Callback):
         return fig
 
     def _draw(self, status=''):
-        "Draw into the picture, above what is going on; a fit that was cancelled before the first batch has nothing to show"
+        "Update the picture, with the status below it; a fit that was cancelled before the first batch has nothing to show"
         m, start = self.meta_risk, time.perf_counter()
         if self.picture is None: return
         if not m.history:

@@ -36,7 +36,7 @@ def _same_stream(o): return o.clone_state() if isinstance(o, torch.Generator) el
 
 def copied(
     o,         # Anything: tensors, and lists, tuples, dicts, deques and sets of them, are copied; random streams as well
-    memo=None, # From `id` of an object to what shall stand in its place
+    memo=None, # From the `id` of an object to its replacement
 ):             # The copy; any other object is returned as it is
     "A copy that can be edited without changing `o`; what occurs twice in `o` is copied once"
     memo = {} if memo is None else memo
@@ -103,7 +103,7 @@ class Snapshot:
 
     @contextmanager
     def placed(self,
-        new=None, # From `id` of a parameter to the tensor that takes its place
+        new=None, # From the `id` of a parameter to the tensor that takes its place
     ):
         "Run a block with copies of the state in place; afterwards everything is as it was before the block"
         before, hooks = [dict(d) for d in self.spaces], [dict(d) for d in self.hooks]
@@ -123,9 +123,9 @@ def _refill(d, values):
 @contextmanager
 def seeded(
     seed:int,   # Where the streams start
-    devices=(), # Devices whose streams count, beside the CPU's
+    devices=(), # Devices whose streams are seeded too, beside the CPU's
 ):
-    "Run a block with random streams of its own (torch, random, numpy), then go on with the old ones"
+    "Run a block with random streams of its own (torch, random, numpy), then continue with the old ones"
     numpy, cuda = sys.modules.get('numpy'), [d for d in devices if d.type == 'cuda']
     was = random.getstate(), numpy and numpy.random.get_state()
     with torch.random.fork_rng(cuda):

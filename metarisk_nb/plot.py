@@ -16,7 +16,7 @@ from matplotlib_inline.config import InlineBackend
 page_width = 7.2 # Inches across a figure, so that its letters keep their size on a page
 
 def page_style():
-    "Letters of 8.5 points and more, figures as wide as a page, and two pixels for each that the page has"
+    "Letters of 8.5 points and more, figures as wide as a page, at twice the resolution of the page"
     small = dict.fromkeys(('xtick.labelsize', 'ytick.labelsize', 'legend.fontsize', 'legend.title_fontsize'), 8.5)
     plt.rcParams.update({'figure.figsize': (page_width, 2.8), 'figure.constrained_layout.use': True, 'font.size': 9, 'axes.titlesize': 9.5,
                          'figure.titlesize': 10, 'figure.labelsize': 9, **small})

@@ -32,7 +32,7 @@ class Gap:
         loss,            # Mean loss of a validation batch
         augmented=False, # Does a training sample look different each time?
     ):
-        "Compare it with the training batches since the last look; once open, the gap stays open"
+        "Compare a validation batch with the training batches since the last look; once open, the gap stays open"
         (total, n), self._train = self._train, [0., 0]
         if not n or self.open: return
         train, valid = float(total) / n, float(loss)
@@ -51,27 +51,27 @@ class Gap:
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
-        "Go on from a saved state"
+        "Continue from a saved state"
         vars(self).update(state, _train=[*state['_train']])
 
 # %% ../nbs/parts/presumption.ipynb #78689ec2
 class Case:
-    "What the batches have said against each place of the sorted batch; the latest count most"
-    enough = .4             # Weight of all evidence from which on there is a judgement
-    proof,worst = .68,.25   # Share of all pull that goes against validation, at this part of the batch at its worst end, that makes a case,
-    sure = 5.               # if more than half of the samples there go against it as well, by so many standard errors
-    width = .05             # Part of the batch over which evidence is smoothed
+    "What the batches have said against each place of the sorted batch; the latest batches count most"
+    enough = .4             # Total weight of the evidence that is needed for a judgement
+    proof,worst = .68,.25   # There is a case if this share of all pull, in this worst part of the batch, is against validation,
+    sure = 5.               # and more than half of the samples there are against it as well, by so many standard errors
+    width = .05             # Share of the batch over which evidence is smoothed
     def __init__(self,
         n:int,      # Places in the sorted batch
         memory=100, # Training steps after which evidence counts for about a third (1/e)
     ):
         self.memory = memory
         self.against, self.counted = torch.zeros(2, n)  # samples against the validation gradient, and all samples, at each place
-        self.pulled = torch.zeros(2)  # sizes of the alignments at the worst end: of those against it, and of all
+        self.pulled = torch.zeros(2)  # total size of the alignments at the worst end: of those against it, and of all
         self.weight = self.squares = 0.  # sums of the weights of all evidence, and of their squares
 
     def add(self,
-        harm:Tensor,   # m numbers: above 0 where more weight for a sample would raise the target risk
+        harm:Tensor,   # m numbers, above 0 if more weight for a sample would raise the target risk
         places:Tensor, # m whole numbers below n
         steps=1,       # Training steps since the last evidence
     ):
@@ -90,14 +90,14 @@ class Case:
 
     @property
     def shares(self)->Tensor:
-        "Share of samples against the validation gradient at each place, of late; a half where there were none"
+        "The recent share of samples against the validation gradient at each place; one half if there were no samples"
         half = round(self.width * len(self.against) / 2)
         against, counted = F.avg_pool1d(torch.stack([self.against, self.counted])[:, None], 2 * half + 1, 1, half)[:, 0]
         return torch.where(counted > 0, against / counted.clamp(min=1e-12), .5)
 
     @property
     def pull(self)->float:
-        "How much of what the worst places do to the validation risk is harm, of late: a share of the sizes of their alignments"
+        "The share of harm in what the worst places recently did to the validation risk, by the sizes of their alignments"
         against, both = self.pulled.tolist()
         return against / both if both else 0.
 
@@ -115,24 +115,24 @@ class Case:
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
-        "Go on from a saved state"
+        "Continue from a saved state"
         vars(self).update({k: v.clone() if isinstance(v, Tensor) else v for k, v in state.items()})
 
 # %% ../nbs/parts/presumption.ipynb #7063a8b8
-_parts = 'case', 'doubt', 'gap', 'classes' # What a Presumption is made of, and saves
+_parts = 'case', 'doubt', 'gap', 'classes' # The parts of a Presumption, which it saves
 
 class Presumption(Curriculum):
-    "Weights that are full until the evidence says that a place does harm to the validation risk; for targets that want the mean"
-    convict,release = .53,.47   # Shares of a place's samples against the validation gradient: weight falls above, comes back below
-    evident,after = .9,4        # Share of all pull from which on nobody waits for the gap, after so many passes over the data
+    "Weights that stay full until the evidence says that a place harms the validation risk; for the mean as the target"
+    convict,release = .53,.47   # Share of a place's samples against validation above which weight falls, and below which it comes back
+    evident,after = .9,4        # Above this share of harm in all pull, after so many passes over the data, there is no need for a gap
     least = -8.                 # Logit of a place without weight
-    pieces = 25                 # Of evidence within the memory of a case; twice as many once the gap has opened, then there is a verdict
+    pieces = 25                 # Pieces of evidence within the memory of a case; twice as many after the gap has opened, there is a verdict
     def __init__(self,
         n:int,        # Places in the sorted batch (the batch size)
-        rate=.05,     # Most that a logit moves per training step
-        patience=20,  # Pieces of evidence in a row that are not finite until there are no more
+        rate=.05,     # Largest move of a logit per training step
+        patience=20,  # After this many pieces of evidence in a row that are not finite, there are no more
         memory=100,   # As in `Case`
-        trusted=False # Were the validation data picked to judge by? Then nobody waits for a gap, and there is no last verdict
+        trusted=False # Were the validation data chosen to judge by? Then there is no wait for a gap, and no final verdict
     ):
         super().__init__(n, None, rate, floor=0., relax=0., warmup=0., patience=patience)
         self.trusted = trusted
@@ -140,7 +140,7 @@ class Presumption(Curriculum):
         self.new_trial()
 
     def new_trial(self):
-        "Wait for another gap, and judge again; where there is another task"
+        "Begin again for another task: wait for a gap, and judge again"
         self.gap, self.left, self.convicted = Gap(), math.inf if self.trusted else 2 * self.pieces, False
         self.gap.open = self.trusted
 
@@ -161,7 +161,7 @@ class Presumption(Curriculum):
         ids=None,      # Their sample numbers
         n_items=0,     # Samples in the data set
     )->Tensor:         # m whole numbers from 0, the worst place, to n - 1
-        "Where the samples would stand in a sorted batch of `n` that is like the last batches: most doubtful label or largest loss first"
+        "The places of the samples in a sorted batch of `n` that is like the last batches: most doubtful label or largest loss first"
         if known := y is not None and pred is not None: self.doubt.note(pred, y, ids, n_items)
         found = self.doubt.catch_up() if known else losses.detach()
         if y is not None and len(self.classes.benefit):
@@ -180,16 +180,16 @@ class Presumption(Curriculum):
         return self._weights[places] * (self.reducer.n / len(places))
 
     def weigh(self, losses, order=None, scale=1., places=None):
-        "As `Curriculum.weigh`, or each loss with the weight at its sample's place"
+        "As `Curriculum.weigh`; if `places` are given, each loss has the weight of its sample's place"
         if places is None: return super().weigh(losses, order, scale)
         return weighted_sum(scale * self.weights_at(places), losses)
 
     @torch.no_grad()
     def update(self,
         value,       # Target risk on the validation batch
-        harm:Tensor, # m numbers: above 0 where more weight for a sample would raise the target risk
+        harm:Tensor, # m numbers, above 0 if more weight for a sample would raise the target risk
         steps=1,     # Training steps since the last one
-        places=None, # Where the samples stand, as from `places`; None: there are n, worst place first
+        places=None, # The places of the samples, as from `places`; None: there are n samples, worst place first
     ):
         "Note the evidence of a batch, and move the weights accordingly; evidence that is not finite is skipped and counted"
         self.value = value
@@ -208,7 +208,7 @@ class Presumption(Curriculum):
         if not self.convicted: return
         move = torch.where(s > self.convict, self.convict - s, (self.release - s).clamp(min=0))
         new = (logits + self.meta_lr * steps * (10 * move).clamp(-1, 1)).clamp(self.least, 0)
-        logits.copy_(new.cummax(0).values)  # who is better placed keeps at least as much
+        logits.copy_(new.cummax(0).values)  # a better place keeps at least as much weight
         self._moved()
         self.convicted = not self.uniform or bool(s.max() > self.convict)
 
@@ -221,12 +221,12 @@ class Presumption(Curriculum):
         y:Tensor,      # m labels of the batch
         places:Tensor, # As from `places`
     ):
-        "Watch the weight that each class receives: labels of one that is about to starve get the benefit of the doubt"
+        "Watch the weight that each class receives; if it is too little, the labels of the class get the benefit of the doubt"
         if not self.uniform: self.classes.watch(y, len(y) * self.weights_at(places))
 
     @property
     def guarded(self)->int:
-        "Training steps in which a class was about to starve"
+        "Training steps in which a class received too little weight"
         return int(self.classes.steps)
 
     def _extra(self):
@@ -236,9 +236,9 @@ class Presumption(Curriculum):
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
         return dict(super().state_dict(), evidence=self._extra())
     def load_state_dict(self, state):
-        "Go on from a saved state; one that does not fit changes nothing"
+        "Continue from a saved state; a state that does not fit changes nothing"
         if 'evidence' not in state:
-            raise ValueError('state lacks evidence: it is of the first edition, go on with MetaRisk.first_edition()')
+            raise ValueError('state lacks evidence, so the first edition saved it: load it into MetaRisk.first_edition()')
         new, e = Presumption(self.reducer.n, self.meta_lr, self.patience, trusted=self.trusted), state['evidence']
         Curriculum.load_state_dict(new, state)
         new.convicted, new.left, new.population.known = e['convicted'], e['left'], e['population']

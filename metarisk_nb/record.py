@@ -24,20 +24,20 @@ def _nth_visit(ids):
 
 class LabelRecord:
     "What a network has made of each label over all visits"
-    most = 16           # Batches that are kept until they are counted
-    most_visits = 255   # From then on, means follow the last 255 visits
-    most_classes = 2000 # With more classes there are no decoys: they need a number per pair of classes
+    most = 16           # Largest number of batches that wait to be counted
+    most_visits = 255   # After this many visits, means follow the last ones
+    most_classes = 2000 # With more classes there are no decoys, which need one number per pair of classes
     columns = dict(loss=torch.float32, decoy=torch.float16, label=torch.int16, believed=torch.int16, votes=torch.uint8, visits=torch.uint8)
     def __init__(self):
         self.samples, self.flows, self.n_classes, self.waiting = None, None, 0, []
-        self.doubted = 1.  # share of the labels that were not believed, of late
+        self.doubted = 1.  # recent share of the labels that were not believed
     def __len__(self): return 0 if self.samples is None else len(self.samples['label'])
 
     def note(self,
         p:Tensor,    # (m, C) probabilities
-        y:Tensor,    # m labels; one that is no class is ignored
+        y:Tensor,    # m labels; one that is not a class is ignored
         ids:Tensor,  # m sample numbers
-        n_items:int, # Samples in the data set; where it is another number than before, all begins anew
+        n_items:int, # Samples in the data set; if this number changes, the record starts again
     ):
         "Note what the network makes of a batch"
         if self.waiting and self.waiting[0][3] != n_items: self.waiting = []
@@ -55,7 +55,7 @@ class LabelRecord:
         for k in range(int(nth.max()) + 1): self._count(p[nth == k], y[nth == k], ids[nth == k])
 
     def _hold(self, p, n_items):
-        "Room for the samples and classes of this data set, where the batch is"
+        "Make room for the samples and classes of this data set, on the device of the batch"
         C = p.shape[1]
         if len(self) != n_items or self.n_classes != C:
             self.samples = {k: torch.zeros(n_items, dtype=t) for k, t in self.columns.items()}
@@ -65,7 +65,7 @@ class LabelRecord:
 
     def _count(self, p, y, ids):
         s, loss, now = {k: v[ids] for k, v in self.samples.items()}, -p.clamp(min=1e-12).log(), p.argmax(1)
-        known = (s['visits'] > 0) & (s['label'] == y)  # a label that was mended begins anew
+        known = (s['visits'] > 0) & (s['label'] == y)  # the record of a label that was corrected starts again
         visits = torch.where(known, s['visits'].float() + 1, 1.).clamp(max=self.most_visits)
         def mean(k, label):
             x = loss.gather(1, label[:, None])[:, 0]
@@ -85,14 +85,14 @@ class LabelRecord:
         return dict(believed=believed, votes=votes.clamp(max=self.most_visits))
 
     def _flow(self, now, y):
-        "Count which labels are given where a class is believed; forget it over about a pass"
+        "Count which labels are given where a class is believed, and forget the counts over about one pass"
         C, other, new = len(self.flows), now != y, min(1., len(y) / len(self))
         pairs = torch.bincount(now[other] * C + y[other], minlength=C * C).view(C, C)
         self.flows = (self.flows * (1 - new) + pairs + .01 * new).fill_diagonal_(0)
 
     @property
     def decoys(self)->Tensor:
-        "The decoy of each sample, as it stands now"
+        "The current decoy of each sample"
         return _decoy_of(torch.arange(len(self), device=self.flows.device), self.samples['label'].long(), self.flows)
 
     def state_dict(self)->dict:
@@ -104,5 +104,5 @@ class LabelRecord:
     def load_state_dict(self,
         state:dict, # From `state_dict`
     ):
-        "Go on from a saved state"
+        "Continue from a saved state"
         vars(self).update(deepcopy(state), waiting=[])

@@ -16,7 +16,7 @@ def interpolation(
     n:int,     # Places in the sorted batch
     knots:int, # Knots, 2 to n
 )->Tensor:     # (n, knots) in float64; each row sums to 1
-    "Matrix of the piecewise-linear curves through `knots` that lie denser towards both ends"
+    "Matrix of the piecewise-linear curves through `knots` that are closer together towards both ends"
     at = (1 - torch.linspace(0, torch.pi, knots, dtype=torch.float64).cos()) / 2
     u = torch.linspace(0, 1, n, dtype=torch.float64)
     i = (torch.searchsorted(at, u, right=True) - 1).clamp(0, knots - 2)
@@ -26,7 +26,7 @@ def interpolation(
 
 # %% ../nbs/01_reducer.ipynb #9a93d6a9
 class SortedReducer(nn.Module):
-    "Learned convex combination of the sorted losses (paper, section 3): softmax of one logit per place, or of a line between knots"
+    "Learned convex combination of the sorted losses (paper, section 3): softmax of one logit per place, or of straight lines between knots"
     def __init__(self,
         n:int,          # Places in the sorted batch (the batch size), at least 1
         knots:int=None, # Number of knots, 2 to n; None: one logit per place, the paper's form
@@ -38,7 +38,7 @@ class SortedReducer(nn.Module):
         if knots: self.register_buffer('curves', interpolation(n, knots).float(), persistent=False)
 
     def _curve(self):
-        "One logit per place, in the precision of the logits even where autocast would halve it"
+        "One logit per place, in the precision of the logits, even if autocast would halve it"
         if not self.knots: return self.logits
         with torch.autocast(self.logits.device.type, enabled=False): return self.curves @ self.logits
 
@@ -58,14 +58,14 @@ class SortedReducer(nn.Module):
         return weigh(l, self.weights(len(l)))
 
     def to_risk(self)->Spectral:
-        "A frozen Spectral with the present weights"
+        "A frozen Spectral with the current weights"
         return Spectral.from_weights(self.weights())
 
     @torch.no_grad()
     def keep_ess(self,
         share:float, # Least effective sample size as a share of n, in [0, 1]
     ):
-        "Scale the logits towards 0 (uniform) until the effective sample size is at least `share`; leave them alone where it is"
+        "Scale the logits towards 0 (uniform) until the effective sample size is at least `share`; leave them alone if it already is"
         scale = torch.linspace(0, 1, 65).to(self.logits)
         ok = ess_share((scale[:, None] * self._curve()).softmax(1)) >= min(share, 1 - 1e-6)
         self.logits.mul_((scale * ok).max())

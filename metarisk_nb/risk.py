@@ -71,7 +71,7 @@ def check_whole(
 
 # %% ../nbs/00_risk.ipynb #36f99df7
 class Risk:
-    "A functional of a batch of losses: called on n losses (any shape), gives a 0-d tensor in their dtype, differentiable"
+    "A functional of a batch of losses: called on n losses (of any shape), it gives a differentiable 0-d tensor of their dtype"
     def __call__(self,
         losses:Tensor, # n losses, left unchanged; TypeError unless a float tensor, ValueError if empty
     )->Tensor:         # 0-d
@@ -91,7 +91,7 @@ class Risk:
 
 # %% ../nbs/00_risk.ipynb #ab5e3a50
 class Spectral(Risk):
-    "A risk whose weights depend on the places in the sorted batch alone (Acerbi, 2002)"
+    "A risk whose weights depend only on the places in the sorted batch (Acerbi, 2002)"
     def cumulative(self,
         u:Tensor, # Shares in [0,1], float64
     )->Tensor:    # Weight of the worst share `u` of the samples
@@ -150,7 +150,7 @@ class Trimmed(Spectral):
 # %% ../nbs/00_risk.ipynb #0d4ae8eb
 @dataclass(frozen=True)
 class HumanAligned(Spectral):
-    "Overweighs both extremes as people do (paper, Table 1; Leqi et al., 2019)"
+    "Gives both extremes more weight, as people do (paper, Table 1; Leqi et al., 2019)"
     a:float = .4 # Where the spectrum is lowest: at the cumulative share (a+1)/3; in [0, 1]
     b:float = .3 # The lowest value of the spectrum, in [0, 1]; 1 gives the mean
     def __post_init__(self):
@@ -210,7 +210,7 @@ class MeanVariance(Risk):
 
 # %% ../nbs/00_risk.ipynb #29918aef
 def _wide(losses):
-    "The losses in float64, where the device has it"
+    "The losses in float64, except on Apple's mps, which has float32 at most"
     return losses if losses.device.type == 'mps' else losses.double()
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ class EVaR(Risk):
         l = _wide(losses)
         if self.alpha == 1: return losses.mean()
         if not l.detach().isfinite().all(): return l.max().to(losses.dtype)  # NaN or infinite, as the largest loss
-        t = _tilt(l.detach(), self.alpha)
+        t = _tilt(l.detach(), self.alpha)  # no gradient is needed: at the minimum, that of t is zero
         return (_log_mean_exp(l, t) - math.log(self.alpha) / t).to(losses.dtype)
 
 # %% ../nbs/00_risk.ipynb #83220bef

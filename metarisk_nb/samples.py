@@ -18,7 +18,7 @@ from .loaders import undivided
 # %% ../nbs/parts/samples.ipynb #9d401f01
 def item_names(
     dataset,
-):  # A list, one per sample; None where nobody knows
+):  # A list with one name per sample; None if unknown
     "What the samples of a data set of fastai are called: paths, texts or row numbers"
     items = getattr(dataset, 'items', None)
     if items is None or len(items) != len(dataset): return None
@@ -28,8 +28,8 @@ def item_names(
 def class_names(
     dls,   # fastai's DataLoaders
     n:int, # Outputs of the model
-):         # A list of n names; numbers where the model has more outputs than there are names, or nobody knows any
-    "What the classes are called; a vocabulary of texts that stands beside theirs is none of our business"
+):         # A list of n names; a number stands for each class whose name is unknown
+    "The names of the classes; a vocabulary of texts beside theirs is ignored"
     vocab = getattr(dls, 'vocab', None) or []
     several = [o for o in vocab if not isinstance(o, str) and hasattr(o, '__len__')]
     names = next((o for o in [*several[::-1], vocab] if len(o) == n), several[-1] if several else vocab)
@@ -37,9 +37,9 @@ def class_names(
 
 def given_labels(
     dataset,
-    index, # Places in it
+    index, # Indices of samples
 )->np.ndarray:
-    "The numbers of the labels that some samples have"
+    "The labels of some samples, as numbers"
     if hasattr(type(dataset), 'label_of'): labels = [dataset.label_of(i) for i in index]
     elif isinstance(getattr(dataset, 'y', None), Tensor): labels = dataset.y[[*index]].cpu()
     elif hasattr(dataset, 'all_col_names'): labels = dataset.items[dataset.y_names[0]].to_numpy()[[*index]]  # a table
@@ -50,20 +50,20 @@ def given_labels(
 def check_rows(
     rows,    # DataFrame with a column index, and label and item where they are known
     dataset,
-    names,   # Of the classes
-    what,    # The rows are from, in words
+    names,   # Names of the classes
+    what,    # What the rows are, in words, for the message
 ):
-    "ValueError where the rows are about other samples or other labels"
+    "Raise ValueError if the rows are about other samples or other labels"
     if missing := {'index', 'suggested'} - {*getattr(rows, 'columns', ())}:
-        raise ValueError(f'{what} must be rows of a label report; there is no column {" or ".join(sorted(missing))}')
+        raise ValueError(f'{what} must be rows of a label report, but has no column {" or ".join(sorted(missing))}')
     index, n = rows['index'].tolist(), len(dataset)
     if wrong := [i for i in index if not 0 <= i < n or i != int(i)]:
-        raise ValueError(f'{what} is of another data set: it has index {wrong[0]}, and there are {n} training samples')
+        raise ValueError(f'{what} is about another data set: it has index {wrong[0]}, but there are {n} training samples')
     for column, now in (('label', _names_of(dataset, names, index)), ('item', _items_of(dataset, index))):
         said = rows[column].tolist() if column in rows and now else []
         for i, was, o in zip(index, said, now or []):
             if pd.notna(was) and str(was) != str(o):
-                says = f'by it the {column} of sample {i} is {was!r}, and it is {o!r}'
+                says = f'there the {column} of sample {i} is {was!r}, but here it is {o!r}'
                 raise ValueError(f'{what} is about other data or other labels: {says}')
 
 def _names_of(dataset, names, index): return [names[k] if k < len(names) else k for k in given_labels(dataset, index)]
@@ -84,7 +84,7 @@ class _AsValidation:
         return getattr(self.dataset, name)
 
 def _unaugmented(dataset):
-    if hasattr(dataset, 'all_col_names'): return dataset  # nobody augments a table
+    if hasattr(dataset, 'all_col_names'): return dataset  # tables are not augmented
     new = copy(dataset)
     try: new.split_idx = 1
     except AttributeError: return _AsValidation(dataset)  # fastai's own cannot be set
@@ -92,18 +92,18 @@ def _unaugmented(dataset):
 
 def some_samples(
     dls,        # fastai's DataLoaders
-    index:list, # Places in the training data set
+    index:list, # Indices in the training data set
 ):              # A loader of one batch
     "Some training samples in that order, without augmentation"
     dl = next((o for o in map(undivided, (dls.valid, dls.train)) if hasattr(o, 'new')), None)
-    if dl is None: raise ValueError("samples can be shown where they come from a loader of fastai, not from one of torch")
+    if dl is None: raise ValueError("samples can be shown only if they come from a loader of fastai; this one is torch's")
     these = dict(shuffle=False, drop_last=False, bs=len(index), n=len(index), get_idxs=lambda: index)
     return dl.new(_unaugmented(undivided(dls.train).dataset), **these)
 
 def decoded_inputs(
     dl,    # As from `some_samples`
     batch, # Its batch
-)->list:   # Images and the like, texts, rows of a table, or tensors
+)->list:   # Images and other objects, texts, rows of a table, or tensors
     "The inputs, as a person can look at them"
     dataset, index = dl.dataset, dl.get_idxs()
     if hasattr(dataset, 'all_col_names'):  # a table

@@ -30,14 +30,14 @@ def _remembers(o):
     return not known or isinstance(o, nn.Module) and any(True for _ in o.parameters())
 
 def loss_holders(
-    *loss_funcs, # Losses; None is passed over
+    *loss_funcs, # Losses; None is skipped
 )->list:         # Modules and other objects, each once
     "The objects in which losses keep parameters, buffers or a memory"
     fs = [f.__self__ if isinstance(f, MethodType) else f for f in loss_funcs if f is not None]
     return [*{id(o): o for f in fs for o in parts(f) if _remembers(o)}.values()]
 
 def _cast(o, like):
-    "`o` in the precision of `like`, another version of the same output; None where it is none"
+    "`o` in the precision of `like`, if that is another version of the same output; otherwise None"
     if isinstance(o, Tensor) and isinstance(like, Tensor): return o.to(like.dtype) if o.shape == like.shape else None
     if not isinstance(o, (tuple, list)) or not isinstance(like, (tuple, list)) or len(o) != len(like): return None
     new = [_cast(a, b) for a, b in zip(o, like)]
@@ -55,7 +55,7 @@ def chosen_output(
     return (lambda out: out[chosen.index(True)]) if any(chosen) else same
 
 class OfOutput:
-    "A loss as a function of what the model gives; passes that look for what it remembers find it in `modules`"
+    "A loss as a function of the model's output; passes that look for the memory of the loss find it in `modules`"
     def __init__(self,
         loss,    # (pred, *y) -> one loss per sample
         given,   # A `Given`
@@ -91,7 +91,7 @@ class Given:
         self.holders = [*own, *others]
         self.objects = Snapshot([o for o in self.holders if not isinstance(o, nn.Module)])
     def placed(self):
-        "A block in which the losses are in the state of then; afterwards in the one they are in now"
+        "A block in which the losses are in the state they had then; afterwards they are in their present state again"
         stack = ExitStack()
         for o in self.own_state, self.other_state: stack.enter_context(o.placed())
         return stack
@@ -131,7 +131,7 @@ def trainable_parts(
 def learning_rates(
     model:nn.Module,  # A network, or a `Joint`
     opt,              # fastai's optimizer
-    inner_lr=None,    # One rate for all parameters of the network, and for those of the loss that the optimizer has; None: today's
+    inner_lr=None,    # One rate for all parameters of the network, and for those of the loss that the optimizer has; None: its own
 )->dict:              # Name -> rate
     "The learning rate of each trainable parameter, by name; 0 for one that the optimizer does not know"
     lr = {p: h['lr'] if inner_lr is None else inner_lr for ps, h in zip(opt.param_lists, opt.hypers) for p in ps}
@@ -154,12 +154,12 @@ class KeptInputs:
         self.x = copied(x)
         self.drop()
     def drop(self):
-        "Leave the model alone from now on"
+        "Remove the hook from the model"
         if self._hook: self._hook.remove()
     def taken(self,
         xb, # Its inputs after the pass
     ):      # The inputs (x, ...) before it
-        "The inputs as the model got them; `xb` where there is no knowing"
+        "The inputs as the model got them; `xb` if that is unknown"
         if self.x is not None: return self.x
         return self._early[1] if self._early and self._early[0] == [*map(_place, xb)] else xb
 
@@ -198,8 +198,8 @@ class OneLearner(Callback):
     def _move(self, new):
         name = type(self).__name__
         way_out = ', or load_state_dict to go on from what was learned' if hasattr(self, 'load_state_dict') else ''
-        warn(f'{name}: this callback has been in another Learner, for {self.n_step} training steps. In the new one, of a '
-             f'{type(new.model).__name__}, it begins anew; the other one keeps a copy as it was. Use a {name} for each Learner{way_out}')
+        warn(f'{name}: this callback was in another Learner for {self.n_step} training steps. In the new one, which trains a '
+             f'{type(new.model).__name__}, it starts from scratch; the other keeps a copy as it was. Use one {name} per Learner{way_out}')
         self.begin_anew()
 
     def twin(self):
@@ -217,7 +217,7 @@ class Weighing(OneLearner):
     def __call__(self, event):
         if event == 'before_fit': self.run = True  # an interrupted `lr_find` leaves it off
         return super().__call__(event)
-    def before_fit(self): # `lr_find` and predictions are none of our business
+    def before_fit(self): # `lr_find` and predictions are left alone
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         if self._counted is None: self._counted = [0]
     def before_train(self):
@@ -225,7 +225,7 @@ class Weighing(OneLearner):
         if len(weighing) > 1:
             raise ValueError(f'{len(weighing)} callbacks weigh the losses of a batch, {weighing}: keep one, see learn.remove_cb')
         if hasattr(self.learn, 'gan_trainer'):
-            raise TypeError(f'{self.name} weighs one loss per sample, and a GAN trains on two that take turns: not supported')
+            raise TypeError(f'{self.name} weighs one loss per sample, but a GAN trains on two losses that take turns: not supported')
         self.plain_loss = self.loss_func or per_sample(self.learn.loss_func)
         self.own_holders = loss_holders(self.learn.loss_func)
         self.other_holders = [o for o in loss_holders(*self.other_losses()) if not any(o is p for p in self.own_holders)]
@@ -239,7 +239,7 @@ class Weighing(OneLearner):
     def after_train(self):
         if not self._told and self.ignored:
             self._told = True
-            warn(f'{self.name}: the loss of {self.ignored} samples was not finite; having no weight, they add nothing (see .ignored)')
+            warn(f'{self.name}: the losses of {self.ignored} samples were not finite; having no weight, they add nothing (see .ignored)')
 
     @property
     def ignored(self)->int:
@@ -260,7 +260,7 @@ class Weighing(OneLearner):
         return tuple(map(bare, (*self.yb, *mix.yb1, mix.lam) if hasattr(mix, 'yb1') else self.yb))
 
     def _first_bs(self):
-        "Samples in the first batch of an epoch, which is a whole one; None for another batch, or where nobody knows"
+        "Samples in the first batch of an epoch, which is a full one; None for any other batch, or if unknown"
         if self.iter: return None
         bs, n = (f(undivided(self.dls.train)) for f in (loader_bs, n_items))
         return bs if bs and n and n >= bs else None
@@ -278,10 +278,10 @@ class Weighing(OneLearner):
     def batch_losses(self,
         shielded=True, # Samples whose loss is not finite and has no weight send no gradient into the model
     )->BatchLosses:
-        "This batch's losses, and what they are multiplied by; within `after_loss`"
+        "This batch's losses and the factor that they are multiplied by; to be called within `after_loss`"
         check_targets(self.xb, self.yb, self._first_bs())
         pred, scale = self.given.unedited(self.pred), 1.
-        with self.given.own_state.placed(): l = self.losses_of(pred, *copied(self.given.y))  # its state then; now's comes back
+        with self.given.own_state.placed(): l = self.losses_of(pred, *copied(self.given.y))  # afterwards, its present state is back
         if self.loss_func is None: scale = (bare(self.learn.loss.detach()) / l.detach().mean()).nan_to_num(1., 1., 1.)
         if shielded: self._shield(pred, l)
         group = process_group(self.model)

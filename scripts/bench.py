@@ -11,8 +11,8 @@ warnings.filterwarnings("ignore")
 def options():
     o = argparse.ArgumentParser(description=__doc__)
     o.add_argument("--out", default="nbs/results/cost", help="folder of the results store")
-    o.add_argument("--threads", type=int, default=2, help="threads of torch")
-    o.add_argument("--quick", action="store_true", help="tiny batches, one round: only shows that it works")
+    o.add_argument("--threads", type=int, default=2, help="number of threads that torch may use")
+    o.add_argument("--quick", action="store_true", help="tiny batches and one round, which only show that it works")
     return o.parse_args()
 
 

@@ -10,11 +10,11 @@ warnings.filterwarnings("ignore")
 
 def options():
     o = argparse.ArgumentParser(description=__doc__)
-    o.add_argument("--seconds", type=float, default=60, help="for each of the three ways to train")
-    o.add_argument("--data", default="cifar10", help="digits, fashion_mini, cifar10_cut or cifar10")
-    o.add_argument("--arch", default="resnet18_32", help="mlp, cnn or resnet18_32")
-    o.add_argument("--path", help="folder of CIFAR-10; METARISK_DATA by default")
-    o.add_argument("--bf16", action="store_true", help="mixed precision with bfloat16")
+    o.add_argument("--seconds", type=float, default=60, help="how long to train in each of the three ways")
+    o.add_argument("--data", default="cifar10", help="data set: digits, fashion_mini, cifar10_cut or cifar10")
+    o.add_argument("--arch", default="resnet18_32", help="network: mlp, cnn or resnet18_32")
+    o.add_argument("--path", help="folder of CIFAR-10; by default METARISK_DATA")
+    o.add_argument("--bf16", action="store_true", help="train in mixed precision with bfloat16")
     return o.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""The website, from `_quarto.yml` and saved outputs, with no CDN: `python scripts/build_site.py [OUT]`
+"""Build the website from `_quarto.yml` and saved outputs, without a CDN: `python scripts/build_site.py [OUT]`
 
-smalldocs does the work, on a copy in which nbdev's directives are in Quarto's words. KaTeX comes from npm, once, into `.site_vendor/`. What the
-site lacks (a dead link, a picture without words, a listed page) is printed, and the exit code is then 1.
+smalldocs does the work, on a copy in which nbdev's directives are translated for Quarto. KaTeX is fetched once from npm into `.site_vendor/`. Problems
+of the site (a dead link, a picture without alt text, a listed page that is missing) are printed, and the exit code is then 1.
 """
 import ast
 import hashlib
@@ -35,7 +35,7 @@ PACKAGES = {  # name: version, sha512 of npm's tarball, the files that the site 
 
 
 def fetch():
-    "npm's tarballs, and which of their files the site needs; ends the program where they cannot be had"
+    "npm's tarballs, and which of their files the site needs; ends the program if they cannot be fetched"
     for name, (version, sha, wanted) in PACKAGES.items():
         tgz = VENDOR / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"  # what `npm pack` calls it
         if not tgz.exists():
@@ -66,7 +66,7 @@ def plain(md): return " ".join(re.sub(r"<[^>]+>|[*_`#$]|\]\([^)]*\)|\[", "", md)
 
 
 def split_cell(src):
-    "nbdev's words, Quarto's options and the code of a cell"
+    "The nbdev directives, the Quarto options and the code of a cell"
     words, opts, lines = [], {}, src.split("\n")
     while lines and lines[0].startswith("#|"):
         o = yaml.safe_load(lines.pop(0)[2:].strip())
@@ -81,14 +81,14 @@ def links(*found): return markdown("::: {.page-links}\n" + " ".join(found) + "\n
 
 
 def doors(name, repo):
-    "Where a notebook of `repo` can be run, had and read"
+    "Links to run, download and read a notebook of `repo`"
     at = f"{repo}/blob/main/{name}"
     return links(f"[Open in Colab]({at.replace('github.com', 'colab.research.google.com/github')})",
                  f'<a href="{posixpath.basename(name)}" download>Download the notebook</a>', f"[Source on GitHub]({at})")
 
 
 def still(src):
-    "The still picture under an explorable for readers without JavaScript alone; the caption stays"
+    "Show the still picture under an explorable only to readers without JavaScript; the caption stays"
     return re.sub(r"^!\[(.*?)\]\((\S+)\)", lambda m: f'<noscript><img class="img-fluid" alt="{html.escape(m[1])}" src="{m[2]}"></noscript>', src)
 
 
@@ -96,13 +96,13 @@ def moves(cell): return any("data-explorable" in text(o["data"].get("text/html",
 
 
 def sized(o):
-    "An output whose picture says behind a # how wide it is to be shown, for `mend_site`"
+    "An output in which the address of a picture ends in # and the width at which to show it, for `mend_site`"
     width = o.get("metadata", {}).get("image/png", {}).get("width")
     return {**o, "data": {**o["data"], "image/png": f"{text(o['data']['image/png']).strip()}#{width}"}} if width else o
 
 
 def translate(nb, top=()):
-    "A notebook as smalldocs reads it: a title, the cells `top`, Quarto's options alone, words for each picture"
+    "A notebook as smalldocs reads it: a title, the cells `top`, only Quarto's options, and alt text for each picture"
     cells, front, head = [], [], ""
     for i, c in enumerate(nb["cells"]):
         src, fold = text(c["source"]), ""
@@ -134,7 +134,7 @@ def translate(nb, top=()):
 # ------------------------------------------------------------ API pages
 
 def assigned(src):
-    "Where a source assigns each name at its top level"
+    "The line in which a source assigns each of its top-level names"
     def names(t): return [t.id] if isinstance(t, ast.Name) else [n for o in getattr(t, "elts", []) for n in names(o)]
     found = [o for o in ast.parse(src).body if isinstance(o, (ast.Assign, ast.AnnAssign))]
     return {n: o for o in found for t in (o.targets if isinstance(o, ast.Assign) else [o.target]) for n in names(t)}
@@ -145,7 +145,7 @@ def values(mod):
     src, names = inspect.getsource(mod), {o.__name__ for o in api.own(mod)}
     lines, at = src.splitlines(), assigned(src)
     for n in mod.__all__:
-        if n in names or n not in at: continue  # what a module only hands on has its entry where it is defined
+        if n in names or n not in at: continue  # a name that a module only passes on has its entry where it is defined
         v = getattr(mod, n)
         says = lines[at[n].end_lineno - 1][at[n].end_col_offset:].partition("#")[2]
         above = lines[at[n].lineno - 2]
@@ -164,12 +164,12 @@ def write_api(root, conf, repo):
     shorts = Counter(o.__name__.rpartition(".")[2] for o in mods)
     for mod in mods:
         short, last = mod.__name__.removeprefix(f"{pkg}."), mod.__name__.rpartition(".")[2]
-        was, page = out / f"{last if shorts[last] == 1 else mod.__name__}.qmd", out / f"{short}.qmd"  # as smalldocs names it, and as it is named here
+        was, page = out / f"{last if shorts[last] == 1 else mod.__name__}.qmd", out / f"{short}.qmd"  # the name that smalldocs gives it, and its name here
         was.rename(page)
         index = {k: v.replace(f"/{was.name}#", f"/{page.name}#") for k, v in index.items()}
         more = dict(values(mod)) if hasattr(mod, "__all__") else {}
         if not more and not api.own(mod):
-            page.unlink()  # a module like metarisk_nb.all only hands on what others define
+            page.unlink()  # a module like metarisk_nb.all only passes on what others define
             continue
         note = re.search(r"File to edit: [./]*(\S+\.ipynb)", inspect.getsource(mod))[1]
         source = links(f"[Notebook](/{note})", f"[Source on GitHub]({repo}/blob/main/{mod.__name__.replace('.', '/')}.py)")["source"]
@@ -178,13 +178,13 @@ def write_api(root, conf, repo):
         index.update({f"{mod.__name__}.{n}": f"/{conf['out']}/{page.name}#{n}" for n in more})
         names = [o.__name__ for o in api.own(mod)] + list(more)
         rows.append(f"## [{mod.__name__}]({page.name}) {{#{short}}}\n\n{api.summary(mod)}\n\n" + ", ".join(f"[`{n}`]({page.name}#{n})" for n in names) + "\n")
-    (out / "index.qmd").write_text(f"---\ntitle: All names\ndescription: Every public name, module by module\n---\n\n`from {pkg}.all import *` brings them all.\n\n"
+    (out / "index.qmd").write_text(f"---\ntitle: All names\ndescription: Every public name, module by module\n---\n\n`from {pkg}.all import *` imports them all.\n\n"
                                    + "\n".join(rows))
     bare = Counter(v.partition("#")[2] for k, v in index.items() if k.startswith(f"{pkg}."))
-    (root / "_symbols.json").write_text(json.dumps({k: v for k, v in index.items() if bare[k] < 2}))  # `measure` alone may be either module's
+    (root / "_symbols.json").write_text(json.dumps({k: v for k, v in index.items() if bare[k] < 2}))  # a bare `measure` may belong to either module
 
 
-# ------------------------------------------------------------ what is wrong with it
+# ------------------------------------------------------------ checks
 
 class Page(HTMLParser):
     "Ids, links, files and pictures of a page"
@@ -203,7 +203,7 @@ class Page(HTMLParser):
 
 
 def check(site):
-    "A line for each dead link, file from elsewhere and picture without words"
+    "A line for each dead link, each file from another site and each picture without alt text"
     pages = {fn: Page(fn.read_text()) for fn in sorted(site.rglob("*.html"))}
     found = [e["href"] for e in json.loads((site / "search.json").read_text())]
 
@@ -214,7 +214,7 @@ def check(site):
         if not to.is_file(): return "no such file"
         if u.fragment and to in pages and unquote(u.fragment) not in pages[to].ids: return "no such anchor"
 
-    where = {}  # a dead link of the sidebar is on all pages: one line says so
+    where = {}  # a dead link in the sidebar is on all pages, and gets one line
     for fn, p in pages.items():
         for href in dict.fromkeys(p.links + p.files + (found if fn == site / "index.html" else [])):
             u = urlsplit(href)
@@ -226,10 +226,10 @@ def check(site):
     return [f"{what}: {why}, on {fns[0].relative_to(site)}" + (f" and {len(fns) - 1} more" if fns[1:] else "") for (what, why), fns in where.items()]
 
 
-# ------------------------------------------------------------ all of it
+# ------------------------------------------------------------ the whole site
 
 def bring_to_life(site, root):
-    "The ES modules of the explorables, and what loads them on the pages that have one"
+    "Add the ES modules of the explorables, and the script that loads them on pages with an explorable"
     modules = root / "metarisk_nb/explorables"
     if not modules.is_dir(): return
     shutil.copytree(modules, site / "site_libs/explorables")
@@ -241,7 +241,7 @@ def bring_to_life(site, root):
 
 
 def mirror(root, tmp, out, repo, name=""):
-    "What the site is built from, in `tmp`: the notebooks translated, the rest as links"
+    "Make the source of the site in `tmp`: translated notebooks, and links to everything else"
     for fn in root.iterdir():
         to, inside = tmp / fn.name, f"{name}{fn.name}"
         if fn.name in ("api", "_symbols.json") or fn.name.startswith(".") or fn.resolve() == out: continue
@@ -253,8 +253,8 @@ def mirror(root, tmp, out, repo, name=""):
 
 
 def build(out, root=ROOT):
-    "Build the site of the project in `root` into `out`; gives the list of problems"
-    if out.exists() and any(out.iterdir()) and not (out / "site_libs").is_dir(): sys.exit(f"{out} is no website: it would be emptied")
+    "Build the site of the project in `root` into `out`, and return the list of problems"
+    if out.exists() and any(out.iterdir()) and not (out / "site_libs").is_dir(): sys.exit(f"{out} is not a website, and building the site would empty it: name another folder")
     libs = list(fetch())
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp).resolve()
@@ -266,11 +266,11 @@ def build(out, root=ROOT):
         if conf := project.smalldocs.pop("api", None): write_api(tmp, conf, repo)
         site = Site(project, quiet=True)
         site.build()
-        known = ": broken link ", "respect-user-color-scheme"  # `check` finds these too, with anchors; smalldocs always follows the system
+        known = ": broken link ", "respect-user-color-scheme"  # `check` finds broken links too, with anchors; smalldocs always follows the system's colour scheme
         problems = [o for o in site.warnings if not any(k in o for k in known)]
         for name, tgz, wanted in libs: unpack(tgz, wanted, site.out / "site_libs" / name)
         for fn in site.out.rglob("*.html"): finish(fn, site.out, web.get("site-url"))
-        for fn in site.out.glob("site_libs/themes/*.css"): fn.write_text(re.sub(r"@import url\(https:[^)]*\);", "", fn.read_text()))  # fonts from elsewhere
+        for fn in site.out.glob("site_libs/themes/*.css"): fn.write_text(re.sub(r"@import url\(https:[^)]*\);", "", fn.read_text()))  # fonts from other sites
         for o in site.pages:
             if o.suffix == ".ipynb": shutil.copy(root / o, site.out / o)
         bring_to_life(site.out, root)

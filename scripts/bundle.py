@@ -1,4 +1,4 @@
-"The small set of stored runs that ships with the package: `python scripts/bundle.py [--check]`"
+"Write the small set of stored runs that ships with the package: `python scripts/bundle.py [--check]`"
 import gzip
 import json
 import sys
@@ -10,7 +10,7 @@ from metarisk_nb.stored import stored_runs
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = ROOT / "metarisk_nb/data/results.json.gz"
-# Who ran with all seeds on nearly every task with wrong labels
+# Methods that ran with all seeds on nearly every task with wrong labels
 FIELD = "presumption expected joined label_smoothing mixup gce sce elr mixture two_networks mwnet learned oracle".split()
 HUMAN = [dict(o, data="cifar10_second") for o in people["people"]]
 TASKS = [Run(**bench_row(o)) for o in (*contested["noisy"], *HUMAN)]
@@ -18,7 +18,7 @@ SAME = "data noise noise_kind shift augment mom lr opt".split()
 
 
 def of_the_lab(run):
-    "Is it one of the tasks, of any method and length that the noise lab shows?"
+    "Is this a run of one of the tasks, with a method and a length that the noise lab shows?"
     if run["method"] not in FIELD: return False
     return any(run["length"] in (o.steps // 4, o.steps // 2, o.steps) and all(run[k] == getattr(o, k) for k in SAME) for o in TASKS)
 

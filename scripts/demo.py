@@ -1,4 +1,4 @@
-"The main job on real images, half of whose training labels are random: `python scripts/demo.py` (see --help)"
+"Train on real images with half of the training labels randomised: `python scripts/demo.py` (see --help)"
 import argparse
 import math
 import sys
@@ -33,7 +33,7 @@ except KeyboardInterrupt:
 
 def options():
     o = argparse.ArgumentParser(description=__doc__)
-    o.add_argument("--noise", type=float, default=.5, help="share of the training labels redrawn, in [0, 1)")
+    o.add_argument("--noise", type=float, default=.5, help="share of the training labels to randomise, in [0, 1)")
     o.add_argument("--steps", type=int, default=2000, help="training steps, rounded up to whole epochs of 108")
     o.add_argument("--seed", type=int, default=0)
     o.add_argument("--out", default="demo.png", type=Path, help="where to save the picture")
@@ -48,7 +48,7 @@ def part(out): return out.with_name(f".part-{out.name}")
 
 
 def save(fig, out):
-    "Save to a temporary name, then rename: what was there stays whole until the new picture is"
+    "Save under a temporary name, then rename, so that an old picture stays until the new one is complete"
     try:
         fig.savefig(part(out), dpi=150)
         part(out).replace(out)
@@ -57,8 +57,8 @@ def save(fig, out):
 
 
 def check_out(out):
-    "The picture's name; ends before the training where it could not be saved after it: an empty one is tried"
-    if out.is_dir(): sys.exit(f"demo: --out must be a file to write, {out} is a folder")
+    "The path of the picture; ends the program before training if an empty file cannot be saved there"
+    if out.is_dir(): sys.exit(f"demo: --out must be a file to write, got the folder {out}")
     out = out if out.suffix else out.with_suffix(".png")
     try: plt.figure(figsize=(1, 1)).savefig(part(out))
     except (OSError, ValueError) as e: sys.exit(f"demo: --out {out} cannot be written: {getattr(e, 'strerror', None) or e}")
@@ -69,7 +69,7 @@ def check_out(out):
 
 
 def learner(noise, seed, cbs=None):
-    "Same data, same network, same first weights for every method"
+    "A Learner with the same data, network and initial weights for every method"
     set_seed(seed)
     dls = fashion_mini(noise=noise, seed=seed)
     opt = {"mom": .9, "decouple_wd": False}
@@ -78,7 +78,7 @@ def learner(noise, seed, cbs=None):
 
 
 class LinePerEpoch(Callback):
-    "In a pipe or a log, where a bar would be kilobytes of carriage returns"
+    "Print one line per epoch, for pipes and logs, where a bar would be kilobytes of carriage returns"
     order = 60  # after the Recorder
 
     def after_epoch(self):
@@ -111,14 +111,14 @@ def learned(o, n_epoch):
 
 
 def clean(o, n_epoch):
-    "The same on right labels, where there is nothing to do"
+    "Learned weights on right labels, where there is nothing to do"
     learn = learner(0., o.seed, MetaRisk())
     fit(learn, n_epoch)
     return learn, f"on right labels {100*learn.meta_risk.harmful:.0f}% does harm"
 
 
 def oracle(o, n_epoch):
-    "Warm start, then ICVaR of the share of labels that are right, which it is told"
+    "A warm start, then ICVaR with the share of right labels, which it is told"
     clean = 1 - o.noise * .9
     learn = learner(o.noise, o.seed)
     fit(learn, n_epoch - n_epoch // 2)

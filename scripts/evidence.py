@@ -1,4 +1,4 @@
-"""The store of results read as JSON, and means, intervals, tests and choices written out: nothing of the package is used here"""
+"""Read the results store as JSON, and compute means, intervals, tests and choices from scratch, without using the package"""
 import json
 from functools import cache
 from pathlib import Path
@@ -24,23 +24,23 @@ PLAIN = dict(data="fashion_mini", arch="mlp", noise=0., shift="none", mom=.9, lr
 
 
 def runs(study, **where):
-    "Records whose configuration has these values; what is not named is as in `PLAIN`, and None stands for any value"
+    "Records whose configuration has these values; settings that are not named are as in `PLAIN`, and None stands for any value"
     want = {k: v for k, v in {**PLAIN, **where}.items() if v is not None or k == "valid_share"}
     def fits(c): return all(c.get(k, "sgd" if k == "opt" else None) == v for k, v in want.items())
     return [o for o in records(study) if fits(o["config"])]
 
 
 def by_seed(rows, figure):
-    "Seed -> figure, of runs that differ in nothing but the seed"
+    "Seed -> figure, for runs that differ only in the seed"
     out = {o["config"]["seed"]: o["figures"][figure] for o in rows}
     assert len(out) == len(rows), f"{len(rows)} runs for {len(out)} seeds"
     return out
 
 
 def picked(rows, figure, n=3, by="hyper_acc"):
-    """Seed -> figure of the run that noisy hyper-validation likes best, for the seeds that have all `n` settings
+    """Seed -> figure of the run that noisy hyper-validation rates best, for the seeds that have all `n` settings
 
-    Meta-validation decides between equals. With `by='test_acc'` the choice is made with hindsight."""
+    Meta-validation decides ties. With `by='test_acc'` the choice is made in hindsight."""
     seeds = {}
     for o in rows: seeds.setdefault(o["config"]["seed"], []).append(o)
     assert all(len(v) <= n for v in seeds.values()), f"more than {n} settings: {rows[0]['config']}"
@@ -57,7 +57,7 @@ def mean(a): return float(np.mean([*a.values()]))
 
 
 def minus(a, b, percent=False):
-    "Mean paired difference, and the ends of Student's interval, or the range where there are fewer than five seeds"
+    "Mean paired difference, and the ends of Student's interval, or the range if there are fewer than five seeds"
     d = np.array([a[s] - b[s] for s in sorted(a.keys() & b.keys())])
     if percent: d = 100 * d / mean(b)
     if len(d) < 5: return float(d.mean()), float(d.min()), float(d.max())
@@ -65,7 +65,7 @@ def minus(a, b, percent=False):
     return float(d.mean()), float(d.mean() - half), float(d.mean() + half)
 
 
-# --- Who competes, and the eight rows of the front page
+# --- The competitors, and the eight rows of the front page
 
 THREE = "gce sce bitempered label_smoothing mixup elr ema two_networks mixture l2rw mwnet".split()
 HINDSIGHT = ("class_weights", "logit_adjustment")
@@ -76,7 +76,7 @@ NAMES = dict(length="a shorter run", joined="validation data joined", label_smoo
 
 
 def rivals(studies, figure, steps, **where):
-    "Method -> figure by seed, of everybody who is not told the rate, is not plain training and is no older way of our own"
+    "Method -> figure by seed, for every method that is not told the rate and is neither plain training nor an older method of our own"
     def of(steps=steps, **more): return [o for s in studies for o in runs(s, steps=steps, **where, **more)]
     def lengths(m): return [o for n in (steps // 4, steps // 2, steps) for o in of(n, method=m)]
     found = {m: picked(of(method=m), figure) for m in THREE} | {m: picked(of(method=m), figure, by=figure) for m in HINDSIGHT}
@@ -86,7 +86,7 @@ def rivals(studies, figure, steps, **where):
 
 
 def row_of(studies, figure, steps=2000, **where):
-    "Plain training, the default, its strongest rival, and both differences"
+    "A row with plain training, the default, its strongest rival, and both differences"
     def of(m): return by_seed([o for s in studies for o in runs(s, steps=steps, method=m, **where)], figure)
     plain, default, others = of("expected"), of("presumption"), rivals(studies, figure, steps, **where)
     best = min((m for m in others if others[m].keys() == default.keys()), key=lambda m: minus(default, others[m])[0])
@@ -95,7 +95,7 @@ def row_of(studies, figure, steps=2000, **where):
 
 
 def target_row(study, objective, figure):
-    "A target risk on right labels: plain training, the learned risk, the best one made by hand, and both differences in percent"
+    "A target risk on right labels: plain training, the learned risk, the best hand-made one, and both differences in percent"
     of = {m: by_seed(runs(study, objective=objective, method=m), figure) for m in ("expected", "batch", "warm", "learned")}
     best = min(("expected", "batch", "warm"), key=lambda m: mean(of[m]))
     return dict(n=len(of["learned"]), plain=mean(of["expected"]), learned=mean(of["learned"]), rival=NAMES[best], best=mean(of[best]),
@@ -118,13 +118,13 @@ def front_page():
     return [dict(task=t, measure=m, **o) for t, m, o in zip(tasks, measures, rows)]
 
 
-# --- Figures that the first screens of the lessons speak of
+# --- Figures that the first screens of the lessons mention
 
 CUT = dict(data="cifar10_cut", arch="cnn", steps=3000)
 
 
 def risk(objective, method, study="risk", figure="test_risk", **where):
-    "Seed -> figure of a study of targets; 'half' is the first half of the warm start, plain training with a schedule of its own"
+    "Seed -> figure of a study of targets; 'half' is the first half of the warm start, which is plain training with a schedule of its own"
     if method != "half": return by_seed(runs(study, objective=objective, method=method, **where), figure)
     warm = runs(study, objective=objective, method="warm", **where)
     return {o["config"]["seed"]: next(r for r in o["trace"] if 2 * r["step"] == o["config"]["steps"])[figure] for o in warm}
@@ -133,7 +133,7 @@ def risk(objective, method, study="risk", figure="test_risk", **where):
 def cooled(objective, method): return risk(objective, method, "cooled", "test_cooled")
 def acc(objective, method, **where): return risk(objective, method, figure="test_acc", **where)
 def ends(a, b):
-    "The ends of an interval, which takes five seeds"
+    "The ends of an interval, which needs five seeds"
     assert len(a.keys() & b.keys()) >= 5
     return minus(a, b)[1:]
 
@@ -148,7 +148,7 @@ def shift(kind, method, clean_valid, figure="test_acc", **where):
 
 
 def stopped(kind, clean_valid):
-    "Plain training read at the step that is best on its validation split"
+    "Plain training, read at the step that is best on its validation split"
     return at_best(runs("shift", shift=kind, method="expected", clean_valid=clean_valid), "valid_acc")
 
 
@@ -167,7 +167,7 @@ def noisy(method, clean=False, share=None, **noise):
 
 
 def shorter(study, **where):
-    "Plain training of a length that noisy hyper-validation chooses"
+    "Plain training, of the length that noisy hyper-validation chooses"
     return rivals([study], "test_acc", where.pop("steps", 2000), **where)["length"]
 
 
@@ -190,7 +190,7 @@ def corrected(ps):
     return out
 
 
-# The paper's claims, Tables 3 to 6: better, equal or worse than the best made by hand
+# The paper's claims, Tables 3 to 6: better, equal to or worse than the best hand-made risk
 TARGETS = "expected cvar icvar human meanvar trimmed".split()
 TABLES = [("risk", TARGETS, ("expected", "batch", "warm"), "test_risk", "= + + - - ="), ("risk", TARGETS, ("batch", "warm"), "test_acc", "= + + = - +"),
           ("noise", [True], ("expected",), "test_acc", "= + + +"), ("noise", [False], ("expected",), "test_acc", "= + + +")]
@@ -203,7 +203,7 @@ def cells(study, rows, methods, figure):
 
 
 def said_of(method):
-    "How a method stands in every row of the four tables, after Holm's correction over each, and what the paper says"
+    "How a method compares in every row of the four tables, after Holm's correction over each table, and what the paper says"
     out = []
     for study, rows, others, figure, claims in TABLES:
         lower, table = figure == "test_risk", cells(study, rows, (method, *others), figure)

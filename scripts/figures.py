@@ -1,7 +1,7 @@
-"""Can the figures be read where they are shown? `python scripts/figures.py [NOTEBOOK ...]` looks at the saved pictures, `problems` at a figure
+"""Check that figures can be read where they are shown: `python scripts/figures.py [NOTEBOOK ...]` checks saved pictures, `problems` a figure
 
-A page of the site shows a figure 714 pixels wide. `problems` draws one and finds letters that would be too small there, texts that lie on each other,
-legends on data, bars whose axis starts above zero without a word, and curves that are hidden by others.
+A page of the site shows a figure 714 pixels wide. `problems` draws one and finds letters that would be too small there, texts that overlap, legends
+on data, bars whose axis starts above zero without a note, and curves that are hidden by others.
 """
 import json
 import re
@@ -23,14 +23,14 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 ROOT = Path(__file__).resolve().parents[1]
-SHOWN, LEAST = 714, 11  # Pixels across a figure on a page, and the least height of its letters
-WIDEST, SHARP = 7.6, 1200  # Inches across a figure that was cut to its contents, and pixels of its file
+SHOWN, LEAST = 714, 11  # Width of a figure on a page, and the smallest height of its letters, in pixels
+WIDEST, SHARP = 7.6, 1200  # Largest width of a figure that was cut to its contents, in inches, and smallest width of its file, in pixels
 
 
 # ------------------------------------------------------------ a figure
 
 def drawn_texts(fig):
-    "The texts that the figure draws, tick labels among them, and not those that it only keeps"
+    "The texts that the figure draws, including tick labels, but not those that it only stores"
     seen, draw = [], Text.draw
 
     def note(self, renderer):
@@ -42,7 +42,7 @@ def drawn_texts(fig):
 
 
 def width(fig):
-    "Inches across, as a notebook saves it: cut to its contents, with a margin of a tenth"
+    "Width in inches as a notebook saves the figure: cut to its contents, with a margin of a tenth of an inch"
     return fig.get_tightbbox(fig.canvas.get_renderer()).width + .2
 
 
@@ -60,7 +60,7 @@ def box(t): return Text.get_window_extent(t).padded(-1)  # without the arrow of 
 
 def overlapping(texts):
     boxes = [(t, box(t)) for t in texts if t.get_rotation() % 90 == 0]
-    return [f"{short(a)} and {short(b)} lie on each other" for (a, x), (b, y) in combinations(boxes, 2) if x.overlaps(y)]
+    return [f"{short(a)} and {short(b)} overlap" for (a, x), (b, y) in combinations(boxes, 2) if x.overlaps(y)]
 
 
 def covers(artist, area):
@@ -94,7 +94,7 @@ def cut_bars(fig):
         axis = ax.yaxis if upright else ax.xaxis
         if not bars or not ax.axison or axis.get_scale() != "linear" or min(axis.get_view_interval()) <= 0: continue
         says = " ".join([ax.get_title(), ax.get_xlabel(), ax.get_ylabel()])
-        if not re.search(r"\baxis starts at", says): found.append(f"bars start at {min(axis.get_view_interval()):g} without a word: {says!r}")
+        if not re.search(r"\baxis starts at", says): found.append(f"bars start at {min(axis.get_view_interval()):g} without a note: {says!r}")
     return found
 
 
@@ -110,7 +110,7 @@ def equal(a, b):
 
 
 def hidden(fig):
-    "Lines with a name of their own that change hardly a pixel of the figure, and lie on no other line"
+    "Lines with a name of their own that hardly change a pixel of the figure, and that do not lie on another line"
     lines = [o for ax in fig.axes for o in ax.lines if not o.get_label().startswith("_") and len(o.get_xdata())]
     if not lines: return []
     whole, found = pixels(fig), []
@@ -123,16 +123,16 @@ def hidden(fig):
 
 
 def problems(fig):
-    "A line for each thing that a reader of the page could not make out"
-    FigureCanvasAgg(fig)  # a figure of a widget has no canvas that draws
+    "A line for each thing that a reader of the page could not read"
+    FigureCanvasAgg(fig)  # the figure of a widget has no canvas that draws
     texts = drawn_texts(fig)
     return small(fig, texts) + overlapping(texts) + legends(fig) + cut_bars(fig) + hidden(fig)
 
 
-# ------------------------------------------------------------ what notebooks have saved
+# ------------------------------------------------------------ pictures that notebooks have saved
 
 def saved(nb):
-    "The cell, the size in pixels and the inches across of each figure that matplotlib drew"
+    "The cell, the size in pixels and the width in inches of each figure that matplotlib drew"
     for i, c in enumerate(nb["cells"]):
         for data in (o["data"] for o in c.get("outputs", []) if "image/png" in o.get("data", {})):
             if not re.match(r"<Figure size", "".join(data.get("text/plain", ""))): continue

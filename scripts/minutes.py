@@ -1,7 +1,7 @@
-"""How long each lesson takes: `python scripts/minutes.py [--check]`
+"""Count how long each lesson takes: `python scripts/minutes.py [--check]`
 
-200 words of prose or 15 lines of code take a minute; answers and folded code do not count. Rounded up to five minutes, the figure stands at the head of the
-lesson and in the map of nbs/index.ipynb. `--check` changes nothing, and fails where it would.
+200 words of prose or 15 lines of code take a minute; answers and folded code do not count. Rounded up to five minutes, the time is given at the top of the
+lesson and in the map of nbs/index.ipynb. `--check` changes nothing, and fails if there is something to change.
 """
 import json
 import os
@@ -32,7 +32,7 @@ def minutes(nb):
 
 
 def stated(folder):
-    "The text of each notebook with the figures as counted, by file"
+    "The text of each notebook with the counted minutes, by file"
     index = folder / "index.ipynb"
     texts = {fn: fn.read_text(encoding="utf-8") for fn in [*sorted(folder.glob("[0-9]*.ipynb")), index]}
     for fn in [o for o in texts if o != index]:
@@ -43,7 +43,7 @@ def stated(folder):
 
 
 def write(fn, text):
-    "At once: whoever reads the file meanwhile finds the old one or the new one"
+    "Replace a file at once: anyone who reads it meanwhile gets the old one or the new one"
     part = fn.with_name(f".{fn.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, fn)

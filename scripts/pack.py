@@ -1,4 +1,4 @@
-"Gather the results of each study in one file: `python scripts/pack.py`; runs that sweeps are writing meanwhile stay files of their own"
+"Gather the results of each study in one file: `python scripts/pack.py`; runs that sweeps are still writing stay in files of their own"
 from pathlib import Path
 
 from metarisk_nb.lab.scales import scales

@@ -1,4 +1,4 @@
-"README.md and its pictures from nbs/index.ipynb and its saved outputs: `python scripts/readme.py [--check]`"
+"Write README.md and its pictures from nbs/index.ipynb and its saved outputs: `python scripts/readme.py [--check]`"
 import re
 import sys
 from base64 import b64decode

@@ -1,8 +1,8 @@
-"""The figures of the README and of the first screens of lessons 10 to 19, worked out from the store once more: `python scripts/recompute.py`
+"""Recompute the figures of the README and of the first screens of lessons 10 to 19 from the store: `python scripts/recompute.py`
 
-Nothing of the package is used here: the records are read as JSON, and means, intervals and choices are written out. A claim is a piece of
-text that must stand in its document word for word, and a figure that must bear it out. Digits in a first screen that belong to no claim
-are an error."""
+Nothing of the package is used here: the records are read as JSON, and means, intervals and choices are computed from scratch. A claim is a
+piece of text that must be in its document word for word, with figures that must support it. Digits in a first screen that belong to no
+claim are an error."""
 import json
 import re
 import sys
@@ -13,7 +13,7 @@ from evidence import ROOT, front_page
 # --- The front page
 
 def agree(shown, value):
-    "Does a number as it is shown agree with the value, within half a unit of its last digit (and a hair for rounding)?"
+    "Does a number as shown agree with the value, within half a unit of its last digit (and a little for rounding)?"
     digits = len(shown.partition("e")[0].partition(".")[2])
     unit = 10. ** -digits * 10. ** (int(shown.partition("e")[2]) if "e" in shown else 0)
     return abs(float(shown) - value) <= .5 * unit * 1.001 + 1e-12
@@ -23,7 +23,7 @@ NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 
 
 def rendered(o):
-    "A row as the page should have it: cells with # in the place of numbers, and the numbers in their order"
+    "A row as the page should have it: cells with # in place of numbers, and the numbers in their order"
     unit = "" if o["measure"] == "accuracy" else "%"
     def ends(d): return "(# to #)" if o["n"] >= 5 else "[# to #]"
     cells = [o["task"], o["measure"], "#", "#", "#", f"# {o['rival']}", *(f"#{unit} {ends(o[k])}" for k in ("against_plain", "against_best"))]
@@ -31,7 +31,7 @@ def rendered(o):
 
 
 def check_front_page(readme):
-    "Every cell of the table, words and brackets included"
+    "Check every cell of the table, including words and brackets"
     table = re.search(r"^## What to expect\n.*?\n((?:\|[^\n]*\n)+)", readme, re.M | re.S)[1].splitlines()[2:]
     rows = front_page()
     if len(table) != len(rows): yield f"README: {len(table)} rows in place of {len(rows)}"
@@ -46,7 +46,7 @@ def check_front_page(readme):
 
 # --- The first screens
 
-# Digits that are no figures of ours: links, code, formulas, quotations, names, and how many images, steps and samples there were
+# Digits that are not results of ours: links, code, formulas, quotations, names, and the numbers of images, steps and samples
 SETUP = "|".join([
     r'\[[^\]]*\]\([^)]*\)',
     r'`[^`]*`',
@@ -68,7 +68,7 @@ SETUP = "|".join([
 
 
 def first_screen(name):
-    "The text of a lesson up to its first heading; of the README what it says of the evidence, without the table"
+    "The text of a lesson up to its first heading; for the README, what it says about the evidence, without the table"
     if name == "README":
         text = re.search(r"^## What to expect\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S)[1]
         return re.sub(r"^\|.*\n", "", text, flags=re.M)
@@ -78,11 +78,11 @@ def first_screen(name):
 
 
 def check_lesson(name):
-    "Every claim stands there and holds, and no digit is left over"
+    "Check that every claim is in its document and holds, and that no digit is left over"
     text = first_screen(name)
     for claim, holds in CLAIMS[name].items():
         if claim not in text: yield f"{name}: {claim!r} is not in its first screen"
-        elif not holds(): yield f"{name}: {claim!r} is not borne out by the store"
+        elif not holds(): yield f"{name}: {claim!r} is not supported by the store"
     rest = re.sub(SETUP, "", text)
     for claim in CLAIMS[name]: rest = rest.replace(re.sub(SETUP, "", claim), "")
     for o in re.findall(r"[^\n.]*\d[^\n.]*", rest): yield f"{name}: no claim covers the digits of {o.strip()!r}"
@@ -90,7 +90,7 @@ def check_lesson(name):
 
 
 def unclaimed(text):
-    "Sentences of the two paragraphs on what the package is worth that hold no claim"
+    "Sentences without a claim in the two paragraphs on what the package is worth"
     judged = re.sub(r"\*\*What it is (?:not )?worth\.\*\*", "", "\n".join(o for o in text.splitlines() if o.startswith("**What it is")))
     for sentence in re.split(r"(?<=[.;])\s+", judged):
         if sentence.strip() and not any(claim in sentence or sentence.strip(" .;:") in claim for claim in CLAIMS["README"]): yield sentence

@@ -1,4 +1,4 @@
-"Which settings `MetaRisk()` should have: successive halving on the hyper-validation split, `python scripts/search_default.py STAGE`"
+"Find the best settings for `MetaRisk()` by successive halving on the hyper-validation split: `python scripts/search_default.py STAGE`"
 import argparse
 import sys
 import warnings
@@ -11,7 +11,7 @@ from metarisk_nb.lab.sweep import sweep
 warnings.filterwarnings("ignore", category=FutureWarning)
 
 SETTINGS = [{}, dict(meta_lr=.2), dict(meta_lr=.6), dict(meta_lr=.1), dict(every=10), dict(every=40, meta_lr=.8), dict(meta_bs=100), dict(meta_bs=500),
-            dict(meta_loss="gce"), dict(knots=8), dict(floor=.8), dict(relax=10), dict(relax=40), dict(warmup=0), dict(warmup=5), dict(n_inner=5, method="first_order")]  # beside the default, one change each
+            dict(meta_loss="gce"), dict(knots=8), dict(floor=.8), dict(relax=10), dict(relax=40), dict(warmup=0), dict(warmup=5), dict(n_inner=5, method="first_order")]  # the default, and one change at a time
 
 FASHION = dict(data="fashion_mini", steps=2000)
 TASKS = dict(
@@ -38,7 +38,7 @@ def label(row):
 
 
 def table(tasks, seeds, jobs, methods, settings, figure):
-    "Mean (sd) of `figure` over the seeds, a row a method and a column a task"
+    "Mean (sd) of `figure` over the seeds, one row per method and one column per task"
     todo = runs(tasks, seeds, methods, settings)
     df = sweep([r for o in todo.values() for r in o], jobs=jobs).drop_duplicates("key").set_index("key")
     for method, rs in todo.items():
@@ -51,14 +51,14 @@ def table(tasks, seeds, jobs, methods, settings, figure):
 def main():
     o = argparse.ArgumentParser(description=__doc__)
     o.add_argument("stage", choices=list(TASKS))
-    o.add_argument("--pick", type=int, nargs="*", default=[], help=f"places in SETTINGS, 0 to {len(SETTINGS) - 1}")
-    o.add_argument("--methods", nargs="*", default=[], help="other methods: expected, oracle, coteaching, gce, paper, batch, warm")
+    o.add_argument("--pick", type=int, nargs="*", default=[], help=f"indices of the settings in SETTINGS to train, 0 to {len(SETTINGS) - 1}")
+    o.add_argument("--methods", nargs="*", default=[], help="other methods to train: expected, oracle, coteaching, gce, paper, batch, warm")
     o.add_argument("--seeds", type=int, default=2)
     o.add_argument("--jobs", type=int, default=1)
-    o.add_argument("--figure", help="column to show; by default hyper_clean_acc, hyper_risk for targets")
+    o.add_argument("--figure", help="column to show; by default hyper_clean_acc, or hyper_risk for targets")
     o = o.parse_args()
     figure = o.figure or ("hyper_risk" if o.stage == "targets" else "hyper_clean_acc")
-    with stoppable("search_default", "; what is stored stays, and the same command goes on from there"):
+    with stoppable("search_default", "; what is stored is kept, and the same command continues from there"):
         try: table(TASKS[o.stage], range(o.seeds), o.jobs, o.methods, [SETTINGS[i] for i in o.pick], figure)
         except (OSError, RuntimeError) as e: sys.exit(f"search_default: {e}")
 

@@ -1,7 +1,7 @@
 """Photograph the explorables for the lessons, and say how smoothly they move: `python scripts/stills.py`
 
-Opens each on a page without a kernel, in headless Chromium, brings it into the state that the lesson's caption speaks of, by mouse and keys,
-and keeps the picture in nbs/images. Then its first handle is dragged for three seconds, and the times from frame to frame are printed.
+Each explorable is opened on a page without a kernel in headless Chromium, brought by mouse and keys into the state that the lesson's caption
+describes, and saved as a picture in nbs/images. Then its first handle is dragged for three seconds, and the times from frame to frame are printed.
 """
 import sys
 import tempfile

@@ -1,7 +1,7 @@
-"""What notebooks keep when they are committed, after nbdev-clean: `python scripts/tidy.py`
+"""Prepare notebooks for a commit, after nbdev-clean: `python scripts/tidy.py`
 
-No saved widgets: without a kernel they would be sliders that move nothing; the still pictures stay, with a palette of 64 colours, a third of the size.
-Solutions are folded with their output, and the code of `echo: false` and `code-fold: true` cells. Each lesson begins with the cell that fetches the course on Colab.
+Saved widgets are removed, since without a kernel their sliders would move nothing. The still pictures stay, reduced to 64 colours and a third of the size.
+Solutions are folded with their output, and so is the code of `echo: false` and `code-fold: true` cells. Each lesson begins with the cell that fetches the course on Colab.
 """
 import json
 import re
@@ -22,7 +22,7 @@ if 'google.colab' in sys.modules:  # there: the course, its results and the pack
 
 
 def colab(nb):
-    "A lesson with that cell before all other code"
+    "A lesson with the Colab cell before all other code"
     cells = nb["cells"]
     if any(c.get("id") == "c01ab000" for c in cells): return nb
     at = next(i for i, c in enumerate(cells) if c["cell_type"] == "code" and not "".join(c["source"]).startswith("#| default_exp"))
@@ -31,7 +31,7 @@ def colab(nb):
 
 
 def shrink(png):
-    "A picture (base64) with a palette; as it was if it has one or would not get smaller"
+    "A picture (base64) with a palette, unchanged if it has one or would not get smaller"
     im, out = Image.open(BytesIO(b64decode(png))), BytesIO()
     if im.mode == "P": return png
     im.convert("RGB").quantize(64, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)

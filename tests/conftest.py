@@ -9,7 +9,7 @@ import torch
 torch.set_num_threads(1)
 
 # Fixtures that are made once, and not once per process: the tests that use one of them run in the same process
-SHARED = {"built": "site", "lesson": "widgets", "wheel": "wheel", "results": "distributed"}
+SHARED = {"built": "site", "handout": "handout", "lesson": "widgets", "wheel": "wheel", "results": "distributed"}
 # Seconds of the tests that take long, by a part of their name, with the fixture made for them; rough figures are enough, they only decide what starts first
 SECONDS = {"test_risk_explorer": 40, "test_no_problem_is_found": 30, "pages_in_a_browser": 30, "axe_finds": 10, "killed": 30, "test_wheel": 20,
            "two_sweeps": 16, "two_processes_learn": 8, "demo_does_its_job": 12, "handout_has": 15, "bundled_runs": 8, "test_notebook_runs": 8,

@@ -99,7 +99,7 @@ function stage({ runs, a, b }) {
   const curves = [curve("acc", "Test accuracy (%)", Math.max(floor, 0), Math.min(Math.ceil((Math.max(...accs) + 1) / 10) * 10, 100)),
     curve("risk", `Test risk: ${asks.a === asks.b ? asks.a : `${asks.a} of A, ${asks.b} of B`}`, Math.min(0, ...risks), 1.08 * Math.max(...risks))];
   const rows = ["a", "b"].map((k) => weigh[k]).concat(["a", "b"].filter((k) => wrongs[k]).map((k) => wrongs[k]), curves);
-  const dashed = target.length ? `Dashed above: the weights of A's target, ${asks.a}.` : `The weights of the target ${asks.a} depend on the losses.`;
+  const dashed = target.length ? `The dashed lines above are the weights of A's target, ${asks.a}.` : `The weights of the target ${asks.a} depend on the losses.`;
   const key = dashed + (apart ? " Mind the scales of the weights: they differ." : "");
   return { roots: rows.map((o) => o.root), key, move: (numbers, step) => {
     for (const k of ["a", "b"]) { weigh[k].move(numbers[k]); wrongs[k]?.move(numbers[k]); }

@@ -35,11 +35,11 @@ const easier = ({ losses }) => (losses[0] < losses[1] ? 0 : 1);
 
 const CHALLENGES = [
   { ask: "Make the hypergradient vanish, although the risk is at least 0.5",
-    why: "no mixture of the two pulls comes nearer to validation than this step does. Near is another matter.",
+    why: "no mixture of the two pulls brings the model closer to where validation wants it. Closest need not be close.",
     solved: (o) => Math.abs(o.slope) < .02 && o.risk >= .5 && half(o.wants[0].map((v, k) => v - o.wants[1][k])) > .05,
     answer: { ...defaults, validation: [1, 1.5] } },
-  { ask: "Let the sample with the smaller loss deserve more weight",
-    why: "a large loss is no merit. What counts is whether a sample pulls to where validation wants the model.",
+  { ask: "Make the sample with the smaller loss deserve more weight",
+    why: "a large loss alone earns no weight. What counts is whether a sample pulls towards where validation wants the model.",
     solved: (o) => o.losses[0] !== o.losses[1] && (easier(o) ? o.slope : -o.slope) > .02, answer: { ...defaults, validation: [.5, 0] } },
 ];
 

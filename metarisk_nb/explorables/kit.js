@@ -100,7 +100,7 @@ export function dragged(node, move) {
   node.addEventListener("pointermove", (e) => { if (node.hasPointerCapture(e.pointerId)) move(e); });
 }
 
-// Call `move(by)` for the keys that `moves` has; a page or a notebook does not hear of them
+// Call `move(by)` for the keys that `moves` has; the page or the notebook does not see them
 function keyed(node, moves, move) {
   node.addEventListener("keydown", (e) => {
     if (!(e.key in moves)) return;
@@ -161,7 +161,7 @@ export function copyable(label) {
   const pre = html("pre"), copy = button("Copy", () => clipboard(pre.textContent).catch(chosen).then(thanks));
   let back = 0;
   const clipboard = async (text) => navigator.clipboard.writeText(text);
-  function chosen() {  // without the right to the clipboard: the old way
+  function chosen() {  // the old way, for pages that may not use the clipboard
     getSelection().selectAllChildren(pre);
     document.execCommand("copy");
   }
@@ -190,7 +190,7 @@ export function riddles(list, change) {
 }
 
 // Draw into `el` what `model` holds: `build(change)` gives the parts and `draw(state)`, `draw` the words.
-// `change(k, v)` sets a value and draws once in the next frame; the kernel, where there is one, hears of it ten times a second at most.
+// `change(k, v)` sets a value and draws once in the next frame; the kernel, if there is one, is told at most ten times per second.
 export function mount({ model, el }, keys, build) {
   el.classList.add("explorable");
   const says = html("p", { role: "status" });
@@ -210,7 +210,7 @@ export function mount({ model, el }, keys, build) {
     el.replaceChildren(...made.parts, says);
   }
   function paint(now = false) {
-    if (built !== sizes()) start();  // the kernel may give another number of losses
+    if (built !== sizes()) start();  // the kernel may send another number of losses
     const words = draw(state());
     clearTimeout(spoken);
     spoken = setTimeout(() => write(says, words), now ? 0 : 150);

@@ -9,7 +9,7 @@ const of = ({ tasks, data }) => tasks.filter((o) => o.data === data);
 const found = ({ tasks, data, noise }) => tasks.find((o) => o.data === data && o.noise === noise);
 const halfOf = (wrong) => mean(wrong.slice(0, wrong.length / 2));
 
-// Everything that is shown, as numbers: the axis holds whatever the data's tasks have reached
+// Everything that is shown, as numbers: the axis covers everything that the tasks on these data have reached
 export function compute(state) {
   const { rows } = found(state), row = rows.find((o) => o.method === state.method) ?? null;
   const readings = of(state).flatMap((o) => o.rows).flatMap((o) => [o.last, o.early]), all = readings.flatMap((o) => [...o.points, ...o.ends]);
@@ -66,7 +66,7 @@ function labels(when) {
   const p = plot({ title: "", x: [0, 20], y: [0, 100], xlabel: "sorted losses, worst to best", yticks: PERCENT });
   const right = bars(p, 20, .86), wrong = bars(p, 20, .86), none = Array(20).fill(0);
   return { root: p.root, move: (row, values) => {
-    write(p.heading, values ? `Wrong labels in red, ${when}` : "Where they sat is not stored");
+    write(p.heading, values ? `Wrong labels in red, ${when}` : "Their places are not stored");
     right.move(values ? none.map(() => 100) : none, () => "var(--right)");
     wrong.move(values ?? none, () => "var(--wrong)");
   } };
@@ -75,7 +75,7 @@ function labels(when) {
 function build(change, state) {
   const left = html("div"), early = labels("early in training"), late = labels("at the end");
   const names = new Map(state().tasks.map((o) => [o.data, o.title])), wish = (all, v, other) => (all.includes(v) ? v : other);
-  // What is not there under the new choice gives way to what is
+  // A value that the new choice does not have is replaced by one that it has
   function pick(k, v) {
     const s = { ...state(), [k]: v };
     const noises = of(s).map((o) => o.noise);
@@ -104,9 +104,9 @@ function build(change, state) {
     late.move(numbers.row, numbers.row.wrong[1]);
     return words(s, numbers);
   }
-  const lines95 = "Lines: 95% intervals over five seeds or more; fewer are single dots.";
-  const shorter = "Hollow, and the second number: at the step that noisy validation chooses, which is what a shorter run would have given.";
-  const key = html("p", { class: "key" }, `Filled, and the first number: at the last step. ${shorter} ${lines95}`);
+  const lines95 = "Lines are 95% intervals over at least five seeds; with fewer seeds, each run is a dot.";
+  const shorter = "Hollow marks and second numbers: at the step that noisy validation chooses, which is what a shorter run would have given.";
+  const key = html("p", { class: "key" }, `Filled marks and first numbers: at the last step. ${shorter} ${lines95}`);
   const controls = html("div", { class: "controls" }, data.root, noise.root, method.root);
   return { parts: [controls, html("div", { class: "plots" }, left, html("div", {}, early.root, late.root)), key], draw };
 }

@@ -34,13 +34,13 @@ export function words({ name, params }, { value, mean: m, shares }) {
 }
 
 const CHALLENGES = [
-  { ask: "Make CVaR, with α at most 0.5, agree with the mean", why: "only where all losses are equal is the worst share like the rest.",
+  { ask: "Make CVaR equal to the mean, with α at most 0.5", why: "the worst share is like the rest only when all losses are equal.",
     solved: (o) => o.name === "cvar" && o.params.cvar[0] <= .5 && Math.abs(o.value - o.mean) < .005,
     answer: { losses: Array(10).fill(1), name: "cvar" } },
-  { ask: "Blind the trimmed risk: at most 0.3, although the mean is at least 1", why: "what is cut off at the top may be as bad as it likes.",
+  { ask: "Blind the trimmed risk: keep it at 0.3 or less, although the mean is at least 1", why: "whatever is cut off at the top can be arbitrarily bad.",
     solved: (o) => o.name === "trimmed" && o.value <= .3 && o.mean >= 1,
     answer: { losses: [.2, 5, .2, .2, .2, .2, .2, 5, .2, .2], name: "trimmed" } },
-  { ask: "Give one sample the whole gradient", why: "one tenth of ten samples is a single sample: training hears nobody else.",
+  { ask: "Give one sample the whole gradient", why: "one tenth of ten samples is a single sample, so training ignores all the others.",
     solved: (o) => Math.max(...o.shares) > .999,
     answer: { losses: defaults.losses, name: "cvar", params: { ...defaults.params, cvar: [.1] } } },
 ];

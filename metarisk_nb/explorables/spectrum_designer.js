@@ -34,7 +34,7 @@ export function words({ beside }, numbers) {
     + `${overlap} of the weight lies where ${beside} has it.`;
 }
 
-// What trains with the drawn weights
+// Code that trains with the drawn weights
 export function code({ heights, n }) {
   const h = heights.map((o) => String(+fixed(o, 4))).join(", ");
   return `from metarisk_nb.all import *\n\nrisk = SpectrumDesigner([${h}]${n === 100 ? "" : `, n=${n}`}).risk\n`
@@ -42,11 +42,11 @@ export function code({ heights, n }) {
 }
 
 const CHALLENGES = [
-  { ask: "Halve the effective sample size", why: "half of the batch would have told the step as much.",
+  { ask: "Halve the effective sample size", why: "half a batch with equal weights would tell the step as much.",
     solved: (o) => Math.abs(o.ess - .5) < .015, answer: { heights: [5, 3, 1, 0, 0] } },
-  { ask: "Agree with inverted CVaR(.5) in at least 85% of the weight", why: "only the edge in the middle is out of reach of straight lines.",
+  { ask: "Agree with inverted CVaR(.5) in at least 85% of the weight", why: "straight lines can follow everything but the jump in the middle.",
     solved: (o) => o.beside === "icvar:.5" && o.overlap >= .85, answer: { heights: [0, 0, 2.5, 5, 5], beside: "icvar:.5" } },
-  { ask: "Give both ends more than the middle, and keep at least 80% of the effective sample size", why: "so does the human-aligned risk.",
+  { ask: "Give both ends more than the middle, and keep at least 80% of the effective sample size", why: "the human-aligned risk does the same.",
     solved: (o) => o.worst > .12 && o.best > .12 && o.ess >= .8, answer: { heights: [3, 1.5, 1, 1.5, 3], beside: "human" } },
 ];
 

@@ -40,12 +40,12 @@ def _seconds(f):
     return time.perf_counter() - start
 
 def _forward(o):
-    "One forward pass as in training: the unit of the cost model"
+    "One forward pass as in training, which is the unit of the cost model"
     x, y = o.train_batches[0]
     return lambda: o.loss_func(o.model(x), y)
 
 def _shared(o):
-    "What every method runs: a gradient on each inner batch and on the validation batch"
+    "What every method has to run: a gradient on each inner batch and on the validation batch"
     net = deepcopy(o.model)
     ps = [*net.parameters()]
     def run():
@@ -54,7 +54,7 @@ def _shared(o):
     return run
 
 def _prepared(name, o):
-    "The contender's function and its first result, or why there is none"
+    "The contender's function and its first result, or the reason why there is none"
     try: f = contenders[name](o); return f, f()
     except Exception as e: return f'{type(e).__name__}: {str(e).splitlines()[0]}', None
 
@@ -82,7 +82,7 @@ _status = Path('/proc/self/status')
 def _status_mb(field): return int(next(l for l in _status.read_text().splitlines() if l.startswith(field)).split()[1]) / 1024
 
 def _net_peak(f):
-    "Peak of a call of `f` in this process, less what was there before, MB"
+    "Peak of a call of `f` in this process minus what was there before, in MB"
     Path('/proc/self/clear_refs').write_text('5')
     before = _status_mb('VmRSS')
     f()
@@ -92,7 +92,7 @@ def _peak_here(name, k, contender, b):
     "Net peak of one call of a contender"
     make = _shared if contender == 'shared' else contenders[contender]
     f = make(work(name, k, b))
-    make(work(name, 1, 4))()  # loads what loads at the first use
+    make(work(name, 1, 4))()  # loads whatever is loaded at the first use
     return _net_peak(f)
 
 def print_peaks(
@@ -107,7 +107,7 @@ def print_peaks(
         os.wait()
 
 def _alone(code):
-    "What `code` prints in a process of its own, where memory that is freed goes back at once"
+    "What `code` prints in a process of its own, in which freed memory is returned at once"
     env = dict(os.environ, MALLOC_MMAP_THRESHOLD_='65536', MALLOC_TRIM_THRESHOLD_='0')
     p = subprocess.Popen([sys.executable, '-W', 'ignore', '-c', code], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
     try: return p.communicate()[0]
@@ -145,7 +145,7 @@ def measure_cost(
     k,         # Inner steps
     turns=7,   # Rounds
     names=None,# Contenders; all by default
-    skip=None, # Contender -> why it is left out
+    skip=None, # Contender -> the reason why it is left out
     b=None,    # Training batch, as in `work`
     threads=1, # Threads of torch
     out=None,  # Folder of the store; not kept when None
@@ -167,7 +167,7 @@ def _write_json(result, fn): write_text(fn, json.dumps(result, indent=1))
 
 # %% ../../nbs/lab/bench.ipynb #fe5fc8e3
 class _Timer(Callback):
-    "End a fit once the steps after the first `skip` have taken `seconds`; `rate` is how many there were a second"
+    "End a fit once the steps after the first `skip` have taken `seconds`; `rate` is the number of steps per second"
     order,skip,n = 100,20,0
     def __init__(self, seconds): self.seconds = seconds
     def after_step(self):
@@ -179,10 +179,10 @@ class _Timer(Callback):
 
 def throughput(
     run:Run,    # What to train
-    seconds=30, # For how long, after the first 20 steps; less where the run is over before
+    seconds=30, # For how long, after the first 20 steps; less if the run ends before
     path=None,  # Folder of CIFAR-10, as in `study.run`
     bf16=False, # Train in mixed precision
-)->float:       # Steps a second
+)->float:       # Steps per second
     "How fast a run of a study trains, on the GPU if there is one"
     if run.steps <= _Timer.skip: raise ValueError(f'run must have more than {_Timer.skip} steps, got steps={run.steps}')
     with no_random(run.seed):
@@ -200,14 +200,14 @@ def print_run_peak(
     "Print the net peak of 60 steps of a run"
     torch.set_num_threads(threads)
     run = Run(**settings)
-    for _ in range(2):  # the first time loads what loads at the first use
+    for _ in range(2):  # the first time loads whatever is loaded at the first use
         with no_random(run.seed):
             learn, _ = learner_of(run, path)
             train = partial(recipes[run.method], learn, replace(run, steps=60))
             with learn.no_bar(), learn.no_logging(): mb = _net_peak(train)
     print('MB', mb)
 
-overhead_runs = dict( # What a run of `MetaRisk()` is compared on
+overhead_runs = dict( # The runs on which `MetaRisk()` is compared with plain training
     mlp=Run(data='fashion_mini', arch='mlp', noise=.5, steps=2000), cnn=Run(data='cifar10_cut', arch='cnn', noise=.5, steps=3000),
     mlp_clean=Run(data='fashion_mini', arch='mlp', steps=2000), cnn_clean=Run(data='cifar10_cut', arch='cnn', steps=3000))
 
@@ -217,8 +217,8 @@ def overhead(
     seconds=8, # Of each run in each round
     threads=1, # Threads of torch: a study trains on one
     path=None, # Folder of CIFAR-10
-)->dict:       # Steps a second and MB of 'expected' and 'presumption', which is the default
-    "What `MetaRisk()` costs in a whole run: both take turns, memory each in a process of its own"
+)->dict:       # Steps per second and MB of 'expected' and of 'presumption', which is the default
+    "What `MetaRisk()` costs in a whole run: the two runs take turns, and the memory of each is measured in a process of its own"
     torch.set_num_threads(threads)
     both, out = [replace(run, method=m) for m in ('expected', 'presumption')], dict(about=_about(threads))
     rates = np.array([[throughput(r, seconds, path) for r in both] for _ in range(turns)])
@@ -235,10 +235,10 @@ heavy = {n: 'left out: the graph of 20 steps takes too much time and memory' for
 
 def bench(
     out='nbs/results/cost', # Folder of the store
-    quick=False,            # Two tiny workloads, one round: only shows that it works
+    quick=False,            # Two tiny workloads and one round, which only show that it works
     threads=2,              # Threads of torch
 ):
-    "Measure everything, print the report"
+    "Measure everything and print the report"
     steps = [('mlp', 1, 1), ('cnn', 2, 1)] if quick else rounds
     results = []
     for name, k, turns in steps:
@@ -254,18 +254,18 @@ def bench(
 
 # %% ../../nbs/lab/bench.ipynb #72d5df92
 def bench_gpu(
-    seconds=60,        # For each of the three
+    seconds=60,        # Of training for each of the three
     data='cifar10',    # As in `study_data`
     arch='resnet18_32',# As in `network`
     path=None,         # Folder of CIFAR-10
     bf16=False,        # Train in mixed precision
 ):
-    "Steps a second in the paper's setting, and the time of a whole run of 20,000 steps"
+    "Steps per second in the paper's setting, and the time of a whole run of 20,000 steps"
     run, plain = Run(data=data, arch=arch, steps=20_000), None
     kind, device = 'bfloat16' if bf16 else 'float32', device_name(default_device())
     print(f'{data}, {arch}, batches of {run.bs}, {kind}, on {device}, torch {torch.__version__}')
     for method, name in dict(expected='plain', presumption='MetaRisk()', paper='MetaRisk.paper()').items():
         rate = throughput(replace(run, method=method), seconds, path, bf16)
         plain = plain or rate
-        print(f'{name:18}{rate:9.2f} steps a second{plain / rate:8.2f} times plain'
+        print(f'{name:18}{rate:9.2f} steps per second{plain / rate:8.2f} times plain'
               f'{run.steps / rate / 60:9.1f} minutes for {run.steps:,} steps', flush=True)

@@ -17,21 +17,22 @@ from .scales import gpus, scales
 
 # %% ../../nbs/lab/cli.ipynb #20aacb21
 def _options(args):
-    o = argparse.ArgumentParser('metarisk_study', description='Train the studies: what the store lacks, and nothing twice')
+    o = argparse.ArgumentParser('metarisk_study', description='Train the runs that the results store lacks; no run is trained twice')
     o.add_argument('study', nargs='?', choices=list(scales['cpu']),
-                   help='risk: target risks (Tables 3, 4); noise: wrong labels (Tables 5, 6); the others are ours, at scale cpu alone')
-    o.add_argument('--scale', choices=list(scales), help='of the study, cpu by default; without a study: all of its studies')
-    o.add_argument('--seeds', type=int, help='runs of each setting; those of the scale by default')
-    o.add_argument('--jobs', type=int, default=1, help='processes on this machine, one thread each')
+                   help='risk: target risks (Tables 3, 4); noise: wrong labels (Tables 5, 6); the others are ours, at scale cpu only')
+    o.add_argument('--scale', choices=list(scales), help='scale of the study, by default cpu; without a study, all of its studies')
+    o.add_argument('--seeds', type=int, help='number of runs of each setting; by default that of the scale')
+    o.add_argument('--jobs', type=int, default=1, help='number of processes on this machine, with one thread each')
     o.add_argument('--precision', choices=['float32', 'bfloat16'], default='float32', help='of the training steps; bfloat16 is for GPUs')
-    o.add_argument('--scheduler', help='train on a Dask cluster instead: tcp://host:8786')
-    o.add_argument('--store', help='folder of results; nbs/results, or results where there is no nbs')
-    o.add_argument('--path', help='folder of CIFAR-10; METARISK_DATA by default')
-    o.add_argument('--list', action='store_true', help='the studies and their scales, and end')
-    o.add_argument('--dry-run', action='store_true', help='runs, what is done and the time left, by short runs that are timed, and end')
-    o.add_argument('--gpu', choices=list(gpus), help='with --dry-run: estimate the time on this one, and time nothing')
+    o.add_argument('--scheduler', help='address of a Dask cluster to train on instead, such as tcp://host:8786')
+    o.add_argument('--store', help='folder of results; by default nbs/results, or results if there is no folder nbs')
+    o.add_argument('--path', help='folder of CIFAR-10; by default METARISK_DATA')
+    o.add_argument('--list', action='store_true', help='list the studies and their scales, and exit')
+    o.add_argument('--dry-run', action='store_true',
+                   help='show the runs, how many are done, and how long the rest takes, from short runs that are timed, and exit')
+    o.add_argument('--gpu', choices=list(gpus), help='with --dry-run: estimate the time on this GPU, without timing anything')
     opts = o.parse_args(args)
-    if not (opts.study or opts.scale or opts.list): o.error('name a study, or a --scale to train all of its studies; --list has them')
+    if not (opts.study or opts.scale or opts.list): o.error('name a study, or a --scale to train all of its studies; --list shows them')
     if opts.seeds is not None and opts.seeds < 1: o.error(f'--seeds must be at least 1, got {opts.seeds}')
     if opts.jobs < 1: o.error(f'--jobs must be at least 1, got {opts.jobs}')
     opts.scale = opts.scale or 'cpu'
@@ -47,12 +48,13 @@ def _listed():
     df = pd.DataFrame([row(study, scale) for scale in scales for study in scales[scale]])
     return df.sort_values(['study', 'runs']).to_string(index=False)
 
-_how = dict(timed='short runs of the same kind, here and now, as many at once', estimated='operations, and what the GPU sustains',
-            stored='stored runs, at the pace of this machine where it was timed: these cannot be trained here',
+_how = dict(timed='short runs of the same kind on this machine, as many at once',
+            estimated='the number of operations and the speed that the GPU sustains',
+            stored='stored runs, scaled to the pace of this machine where it was timed: these cannot be trained here',
             unknown='nothing is known yet')
 
 def _planned(df, jobs):
-    "The plan as text, with its sum and how it is known"
+    "The plan as text, with its totals and where the times come from"
     lacking = (df.runs - df.done)[df['hours left'].isna()].sum()
     unknown = f', and {lacking} runs of which nothing is known yet' if lacking else ''
     left, whole = (f'{df[o].sum() / jobs:.1f} hours' for o in ('hours left', 'hours'))
@@ -61,7 +63,7 @@ def _planned(df, jobs):
     return '\n'.join([df.to_string(index=False, float_format='{:.1f}'.format, na_rep='?'), total, *how])
 
 def _summary(df):
-    "Mean and standard deviation of each setting, without the columns in which all are alike"
+    "Mean and standard deviation of each setting, without the columns that are the same for all"
     axes = ('data', 'objective', 'method', 'meta', 'noise', 'noise_kind', 'clean_valid', 'valid_share', 'shift', 'steps', 'mom', 'opt',
             'lr', 'augment')
     by = [o for o in axes if o in df and df[o].nunique(dropna=False) > 1] or ['method']
@@ -72,13 +74,13 @@ def _summary(df):
 # %% ../../nbs/lab/cli.ipynb #85662777
 @contextmanager
 def stoppable(
-    name,    # Of the command
+    name,    # Name of the command
     note='', # What else to say
 ):
-    "Ctrl-C ends a command with one line and the status 130, as a shell has it, and not with a traceback"
+    "After Ctrl-C, end a command with one line and status 130, as in a shell, instead of a traceback"
     try: yield
     except KeyboardInterrupt:
-        start = '\n' if sys.stderr.isatty() else ''  # a terminal has written ^C where the cursor was
+        start = '\n' if sys.stderr.isatty() else ''  # a terminal has just written ^C
         print(f'{start}{name}: stopped{note}', file=sys.stderr)
         sys.exit(130)
 
@@ -100,17 +102,17 @@ def _timed(runs, o):
     return timing.time_kinds(runs, o.jobs, o.path)
 
 def _one_line_warnings():
-    "Those of torch about its own future left out, in the processes of a sweep too"
+    "Ignore torch's warnings about its own future, also in the processes of a sweep"
     os.environ.setdefault('PYTHONWARNINGS', 'ignore::FutureWarning')
     warnings.filterwarnings('ignore', category=FutureWarning)
     warnings.formatwarning = lambda message, *args, **kwargs: f'metarisk_study: {message}\n'
 
 def main(
-    args=None, # Of the command line
+    args=None, # Arguments of the command line
 ):
     "The command `metarisk_study`"
     o = _options(args)
-    stays = '; what is stored stays, and the same command goes on from there'
+    stays = '; what is stored is kept, and the same command continues from there'
     try:
         with stoppable('metarisk_study', stays), warnings.catch_warnings():
             _one_line_warnings()

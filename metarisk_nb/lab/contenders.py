@@ -52,7 +52,7 @@ def work(
 def _ours(method): return lambda o: lambda: hypergradient(*o, method=method)[1]
 
 def _end(o, net):
-    "Gradient of the validation risk of `net` through all that led to its parameters"
+    "Gradient of the validation risk of `net` through everything that led to its parameters"
     x, y = o.val_batch
     return torch.autograd.grad(o.risk(o.loss_func(net(x), y)), o.reducer.logits)[0]
 
@@ -66,7 +66,7 @@ def inner_loss(
 
 # %% ../../nbs/lab/contenders.ipynb #4e595e70
 def _unroll(o):
-    "Plain autograd: new parameters out of old ones, the graph kept"
+    "Plain autograd: new parameters are computed from old ones, and the graph is kept"
     def run():
         ps, bufs = dict(o.model.named_parameters()), {n: b.clone() for n, b in o.model.named_buffers()}
         net = lambda x: functional_call(o.model, ps | bufs, (x,))

@@ -25,14 +25,14 @@ def _noise(base):
 _paper = dict(data='cifar10', arch='resnet18_32', steps=20_000, augment=True, patience=5)
 _smoke = dict(_paper, data='digits', steps=3, bs=20)
 _full = ['learned', 'paper']
-_bare = dict(knots=None, floor=0., warmup=0, every=5, meta_lr=.5) # MetaRisk without any of what protects it
+_bare = dict(knots=None, floor=0., warmup=0, every=5, meta_lr=.5) # MetaRisk without anything that protects it
 _barer = [{}, _bare, *(_bare | o for o in (dict(knots=12), dict(floor=.6), dict(warmup=2), dict(meta_lr=.02)))]
 _short = _fashion | dict(steps=200, noise=[0., .5], seeds=5)
 _all_of_cifar = dict(data='cifar10', arch='cnn:16-32-64-64', steps=2000, noise=.5, seeds=1)
 _shift = _fashion | dict(seeds=3, shift=['balance', 'images'], clean_valid=[False, True])
 _noisy = [dict(noise=.5), dict(noise=.2), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise'),
           dict(noise=.3, noise_kind='doubtful')]
-harmless = dict( # Tasks that the default must survive: Fashion-MNIST cut, an MLP, 2,000 steps, unless said otherwise
+harmless = dict( # Tasks that the default must survive: an MLP on the cut of Fashion-MNIST for 2,000 steps, unless stated otherwise
     clean=[dict(mom=0.), {}, dict(opt='adam', lr=1e-3), dict(opt='adam', lr=1e-2), dict(steps=200), dict(augment=True),
            dict(data='digits', steps=600), dict(shift='tail20'), dict(shift='tail20', mom=0.), dict(shift='balance')],
     small=[dict(data='digits_300', bs=20, steps=300, noise=.3),
@@ -61,22 +61,22 @@ def _tuned(base, *methods): return [dict(base, method=m, meta=settings[m]) for m
 def _lengths(base, method, parts=(4, 2, 1)): return dict(base, method=method, steps=[base['steps'] // o for o in parts])
 
 def _against(base, noisy):
-    "The default and plain training; where labels are wrong, plain training of two more lengths too, and GCE and ELR"
+    "The default and plain training; if labels are wrong, also plain training of two more lengths, GCE and ELR"
     return [dict(base, method=['presumption', 'expected']), *([_lengths(base, 'expected'), *_tuned(base, 'gce', 'elr')] if noisy else [])]
 
-people = dict( # As `harmless`: labels that people gave
+people = dict( # The same with labels that people gave
     people=[dict(_cut, noise_kind=k, noise=v, augment=a) for a in (False, True) for k, v in _people.items()])
 
-contested = dict( # Tasks on which the default meets the whole field
+contested = dict( # Tasks on which the default is compared with the whole field
     clean=[{}, dict(shift='tail20')],
     noisy=[*_noisy, dict(noise=.4, shift='tail20'), dict(noise=.4, **_digits)])
 
-hurt = [dict(mom=0.), dict(augment=True), dict(shift='tail20', mom=0.)] # Clean tasks that the first edition's default did harm to
+hurt = [dict(mom=0.), dict(augment=True), dict(shift='tail20', mom=0.)] # Clean tasks that the first edition's default harmed
 
 def bench_row(
     row:dict, # A task, as in `harmless`
 )->dict:
-    "All settings of a task that are not those of a `Run`"
+    "All settings of a task that differ from the defaults of `Run`"
     return {**_fashion, **row}
 
 def _harmless():
@@ -88,21 +88,21 @@ def _bench(**seeds):
     return [o for kind, rows in harmless.items() for row in rows for o in _against(dict(bench_row(row), seeds=5, **seeds), kind == 'noisy')]
 
 def _field(base, noisy):
-    "All rivals on a task but those that `fresh` has: plain training, and among wrong labels of several lengths, GCE and ELR"
+    "All rivals on a task except those that `fresh` has: plain training and, if labels are wrong, its other lengths, GCE and ELR"
     there = ('gce', 'elr') if noisy else ()
     rivals = [m for m in settings if m not in there and (m not in _for_rare or base.get('shift', 'none') != 'none')]
     known = [dict(base, method=['oracle', 'coteaching'])] if noisy else [_lengths(base, 'expected', (4, 2))]
     return [*_tuned(base, *rivals), _lengths(base, 'joined'), *known, dict(base, method=['learned', 'paper'])]
 
 def _rivals():
-    "The field on the contested tasks, on the seeds of `fresh`"
+    "The field on the contested tasks, with the seeds of `fresh`"
     return [o for kind, rows in contested.items() for row in rows
             for o in _field(dict(bench_row(row), seeds=5, first=5), kind == 'noisy')]
 
 def _suspects():
-    """Who finds wrong labels, and what a second run makes of it: six kinds of drawn noise and three of people's
+    """Which method finds wrong labels, and whether a second run gains from it, on six kinds of drawn noise and three of human labels
 
-    Those that depend on the length of a run have two shorter ones to choose from; the report's share is asked at four more rates."""
+    Methods that depend on the length of a run have two shorter ones to choose from; the report's share is measured at four more rates."""
     human = [dict(o, seeds=3) for o in people['people'] if not o['augment']]
     noisy = [dict(noise=.2), dict(noise=.4), dict(noise=.4, noise_kind='pairflip'), dict(noise=.4, noise_kind='classwise'),
              dict(noise=.4, shift='tail20'), dict(noise=.2, shift='tail20')]
@@ -112,7 +112,7 @@ def _suspects():
     return [*whole, *shorter, *(dict(_fashion, seeds=5, noise=o, method='report') for o in (0., .1, .3, .5))]
 
 def _human(**data):
-    "The same on CIFAR-10 with the labels that people gave, with and without crops and flips"
+    "The default and plain training on CIFAR-10 with the labels that people gave, with and without crops and flips"
     base = [dict(_cut, seeds=3, augment=o, **data) for o in (False, True)]
     return [*(o for b in base for o in _against(b, False)),
             *(o for p in people['people'] for o in _against(dict(p, seeds=3, **data), True))]

@@ -46,14 +46,14 @@ paper_noise = {0.: _clean0, .05: dict(expected=(80.62, .498), paper=(81.71, .289
                .2: dict(expected=(68.46, .394), paper=(77.85, .557), oracle=(82.31, .376)),
                .5: dict(expected=(60.72, 2.46), paper=(69.54, 1.23), oracle=(76.86, .311))} # Table 6: the same without clean data
 
-# Table 3: what the paper claims of its learned risk against the best one made by hand
+# Table 3: what the paper claims about its learned risk against the best hand-made one
 risk_claims = dict(expected='equal', cvar='better', icvar='better', human='worse', meanvar='worse', trimmed='equal')
 acc_claims = dict(expected='equal', cvar='better', icvar='better', human='equal', meanvar='worse', trimmed='better') # Table 4
 noise_claims = {0.: 'equal', .05: 'better', .2: 'better', .5: 'better'} # Tables 5 and 6
 
 # %% ../../nbs/lab/tables.ipynb #f6a6d965
 def _differences(df, a, b, column):
-    "What method `a` has more than method `b`, seed by seed"
+    "Method `a` minus method `b`, seed by seed"
     wide = df[df.method.isin([a, b])].pivot(index='seed', columns='method', values=column).dropna()
     if a not in wide or b not in wide or not len(wide): raise ValueError(f'no seed has both {a!r} and {b!r}')
     return (wide[a] - wide[b]).to_numpy(float)
@@ -62,7 +62,7 @@ def paired(
     df,                # Results of one setting, one row per run, as from `load_results`
     a, b,              # Two methods
     column='test_acc', # What to compare
-)->dict:               # 'diff' (a - b, mean), 'lo' and 'hi' (95%, Student's), 'n' seeds that have both, 'p'; no interval below five seeds
+)->dict:               # 'diff' (mean of a - b), 'lo' and 'hi' (Student's 95%), 'n' seeds that have both, 'p'; no interval below five seeds
     "The difference between two methods over the seeds that both have"
     return interval(_differences(df, a, b, column))
 
@@ -73,14 +73,14 @@ def _cell(x, digits):
     return '' if pd.isna(m) else f'{m:.{digits}g}' + ('' if pd.isna(s) else f' ({s:.2g})')
 
 def beside(
-    df,                # Results: of one data set, network and setting
+    df,                # Results for one data set, network and setting
     paper:dict,        # One of the paper's tables: row -> method -> (mean, sd)
-    by='objective',    # Column that makes the rows
+    by='objective',    # Column whose values are the rows
     column='test_risk',# What to show
     methods=('expected', 'batch', 'warm', 'paper', 'learned'),
     digits=4,
 )->pd.DataFrame:       # Rows of the paper's table; for each method ours, 'mean (sd)', and the paper's; n is the fewest runs of a cell
-    "One of the paper's tables with ours beside it"
+    "One of the paper's tables with our results beside it"
     g = df.groupby([by, 'method'])[column].agg(['mean', 'std', 'count'])
     rows = {}
     for row in paper:
@@ -96,11 +96,11 @@ def beside(
 # %% ../../nbs/lab/tables.ipynb #832843e0
 _ranks = dict(worse=0, equal=1, better=2)
 
-def _percent(x, of): return 100 * x / of if of else float('nan')  # of nothing there is no percentage
+def _percent(x, of): return 100 * x / of if of else float('nan')  # there is no percentage of zero
 
 def margin_of(
-    column,    # Of a table of results
-    best:float # Mean of what is compared with
+    column,    # Column of a table of results
+    best:float # Mean of the method that is compared with
 )->float:
     "What counts as equal: one point of an accuracy, 5% of a risk"
     return .05 * abs(best) if column.endswith(('risk', 'ce', 'cooled')) else 1.
@@ -111,15 +111,15 @@ def _verdict(here, claim):
     return 'reproduced' if step == 0 else 'better here' if step > 0 else 'partly' if step == -1 else 'not reproduced'
 
 def verdicts(
-    df,                 # Results: of one data set, network and setting
+    df,                 # Results for one data set, network and setting
     claims:dict,        # Row -> what the paper claims: 'better', 'equal' or 'worse'
     by='objective',     # Column that makes the rows
     column='test_risk', # What to compare
-    lower=True,         # Less is better
+    lower=True,         # Is less better?
     learned='learned',  # Method to judge
     others=('expected', 'batch', 'warm'), # Methods to judge it against
 )->pd.DataFrame: # Best other, difference (learned - best), 95% interval, n, p (Holm's), here, paper, verdict; `attrs` has the best's means
-    "How the learned risk stands to the best of the others, beside the paper's claim"
+    "How the learned risk compares with the best of the others, beside the paper's claim"
     others_best, base, ds = {}, {}, {}
     for row in claims:
         d = df[df[by] == row]
@@ -145,29 +145,29 @@ def _number(method, x, seed):
     return score
 
 def _scores(method, f, seed):
-    "The scores of one run by name: one number, or the last epoch's and others such as 'stopped'"
+    "The scores of one run by name: a single number, or the last epoch's and others such as 'stopped'"
     with no_random(seed): x = f(seed)
     named = {method if k == 'last' else f'{method}, {k}': o for k, o in x.items()} if isinstance(x, dict) else {method: x}
     return {k: _number(method, o, seed) for k, o in named.items()}
 
 def _against_rivals(scores, ours, lower):
-    "Ours minus each rival, the best rival first; beating the best asks for no correction, since it means beating them all"
+    "Ours minus each rival, the best rival first; beating the best needs no correction, since it means beating them all"
     rivals = scores[scores.method != ours].groupby('method').score.mean().sort_values(ascending=lower).index
     rows = [judged({m: _differences(scores, ours, m, 'score')}, lower=lower) for m in rivals]
     return pd.concat(rows).rename_axis(f'{ours} minus').rename(columns=dict(here='verdict'))
 
 def compare(
     methods:dict, # Method -> function of a seed that trains and returns a score, or a dict: 'last', 'stopped' (at a chosen epoch)
-    seeds=5,      # How many, or a list of them
+    seeds=5,      # Number of seeds, or a list of them
     lower=False,  # Less is better
-    ours=None,    # The method to hold against each of the others, the best one first; None: the others are compared with the first
+    ours=None,    # The method to compare with each of the others, the best one first; None: the others are compared with the first
 )->tuple:         # Scores, one row per score: 'method', 'seed', 'score'; differences, one per method, p (Holm's without `ours`), verdict
-    "Train with every method on the same seeds, and say by how much they differ; your random state stays as it was"
+    "Train with every method on the same seeds, and say by how much they differ; the global random state stays as it was"
     if not isinstance(methods, dict) or len(methods) < 2 or not all(map(callable, methods.values())):
         raise TypeError(f'methods must be a dict of two functions of a seed or more, the first to compare with, got {methods!r}')
     if not isinstance(seeds, (list, tuple, range)): seeds = range(check_whole('seeds', seeds))
     for s in seeds: check_whole('seeds', s, 0)
-    if not seeds or len(set(seeds)) < len(seeds): raise ValueError(f'seeds must be at least one, each of them once, got {seeds!r}')
+    if not seeds or len(set(seeds)) < len(seeds): raise ValueError(f'seeds must hold at least one seed, and each only once, got {seeds!r}')
     if ours is not None and ours not in methods: raise ValueError(f'ours must be one of {", ".join(methods)}, got {ours!r}')
     rows = [(m, s, x) for s in seeds for k, f in methods.items() for m, x in _scores(k, f, s).items()]
     scores = pd.DataFrame(rows, columns=['method', 'seed', 'score'])
@@ -178,19 +178,19 @@ def compare(
 
 # %% ../../nbs/lab/tables.ipynb #6b783706
 def _where(df, **where):
-    "The rows with these values; None stands for a missing one"
+    "The rows with these values; None stands for a missing value"
     for k, v in where.items(): df = df[df[k] == v] if v is not None else df[df[k].isna()]
     return df
 
 def _with_clean_zero(df, zero):
-    "Without noise clean and noisy validation labels are the same"
+    "Add the runs without noise, for which clean and noisy validation labels are the same"
     return pd.concat([df, zero[(zero.noise == 0)]])
 
 def four_tables(
     data='fashion_mini', # As in `study_data`
     store=None,          # As in `run`
 )->dict:                 # 'Table 3' ... 'Table 6' -> (table, verdicts on `learned`, verdicts on `paper`)
-    "All tables of the paper from the store, without training"
+    "All tables of the paper, made from the store without training"
     risk, noise = (_where(load_results(o, store), data=data) for o in ('risk', 'noise'))
     noisy, clean = (_where(noise, clean_valid=o, valid_share=None) for o in (False, True))
     clean = _with_clean_zero(clean, noisy)
@@ -224,7 +224,7 @@ def headlines(
     data='fashion_mini', # As in `study_data`
     store=None,          # As in `run`
 )->pd.DataFrame:
-    "The short form of the four tables: the learned risk beside the best one made by hand, here and in the paper"
+    "The short form of the four tables: the learned risk beside the best hand-made one, here and in the paper"
     t, names = four_tables(data, store), dict(cvar='CVaR', human='human-aligned risk', meanvar='mean-variance', trimmed='trimmed risk')
     rows = [(t['Table 3'], paper_risk, f'risk: {names[o]}', o, min) for o in names]
     for k, paper, more in ((6, paper_noise, ''), (5, paper_clean, ', clean validation')):

@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 import metarisk_nb
 from ..data import data_root, four_way, shifts
 from .datasets import arrays_of, doubtful_labels, human_kinds, human_labels, network, split_shares, study_data
+from .pretrained import body_and_head
 from .methods import all_outputs, measure, recipes, scores_of
 from .run import Run
 from .suspects import finders
@@ -34,13 +35,13 @@ from ..risk import as_risk
 
 # %% ../../nbs/lab/train.ipynb #24511b62
 def _shift(dls, run):
-    "Move the balance of all splits but test, or the images of test; meta-validation goes with test where `clean_valid` says so"
+    "Shift the class balance of all splits except test, or the images of test; with `clean_valid`, meta-validation is treated like test"
     moved = {3} if run.shift == 'images' else {0, 2}
     if run.clean_valid == (run.shift == 'images'): moved.add(1)
     for i in moved: dls.loaders[i] = dls[i].new(shifts[run.shift](dls[i].dataset, seed=run.seed))
 
 def _given(run, train, path):
-    "Labels that are not drawn by `four_way`: those of people, or of a weak model's doubt"
+    "Labels that `four_way` does not draw itself: those that people gave, or those that a weak model doubts"
     if run.noise_kind in human_kinds: return human_labels(run.data, run.noise_kind, data_root(path))
     return doubtful_labels(*train, run.noise, run.seed) if run.noise_kind == 'doubtful' else None
 
@@ -57,14 +58,15 @@ def _loaders(run, path):
     return dls, mark
 
 def learner_of(
-    run:Run,   # What to train; set its seed before
+    run:Run,   # What to train; set the random seed first
     path=None, # Folder of CIFAR-10, as in `data_root`
 )->tuple:      # The Learner, and the fingerprint of its data
-    "A Learner as every method of a study begins with"
+    "The Learner with which every method of a study begins"
     dls, mark = _loaders(run, path)
     opt = partial(SGD, mom=run.mom, decouple_wd=False) if run.opt == 'sgd' else Adam
     model = network(run.arch, dls.train_ds.x[:1], dls.c)
-    return Learner(dls, model, nn.CrossEntropyLoss(), opt_func=opt, wd=run.wd, wd_bn_bias=True), mark
+    parts = dict(splitter=body_and_head) if run.schedule == 'fine_tune' else {}
+    return Learner(dls, model, nn.CrossEntropyLoss(), opt_func=opt, wd=run.wd, wd_bn_bias=True, **parts), mark
 
 # %% ../../nbs/lab/train.ipynb #a4555401
 def clock()->float:
@@ -79,11 +81,13 @@ def _wrong_by_rank(model, s, n=2000, bins=20):
     return [o.float().mean().item() for o in (y != clean)[order].tensor_split(bins)]
 
 class _Trace(Callback):
-    "What the validation splits say at `n` evenly spaced steps, copies of the model for the test set, and the seconds that this took"
+    "What the validation splits say at evenly spaced steps, copies of the model for the test set, and the seconds that this took"
     run_valid = False
-    def __init__(self, run, train_ds, n=10):
+    def __init__(self, run, train_ds):
+        fine_tuned = run.schedule == 'fine_tune'  # a large network: one look per pass, and none at the training labels
+        n = -(-run.steps * run.bs // len(train_ds)) if fine_tuned else 10
         self.at = {-(-run.steps * i // n) for i in range(1, n + 1)}
-        self.target, self.train_ds = run.objective, run.noise and train_ds
+        self.target, self.train_ds = run.objective, run.noise and not fine_tuned and train_ds
         self.done, self.seconds, self.rows, self._states = 0, 0., [], []
     def after_step(self):
         self.done += 1
@@ -96,7 +100,7 @@ class _Trace(Callback):
         self._states.append({k: v.to('cpu', copy=True) for k, v in self.model.state_dict().items()})
         self.seconds += clock() - start
     def test(self):
-        "Read the test set, once, with all the copies; the last one is the model as it is now"
+        "Read the test set once, with all the copies; the last one is the model in its present state"
         if not self.rows or self.rows[-1]['step'] < self.done: self._look()  # `patience` ended the fit
         model = deepcopy(self.model)
         for row, state in zip(self.rows, self._states):
@@ -110,7 +114,7 @@ class _Trace(Callback):
 class _Leftovers:
     "Bytes of training and validation images that the Learners of earlier runs may still hold"
     size,limit = 0,2**28
-    def add(self, dls): self.size += sum(o.dataset.x.nbytes for o in dls.loaders[:3])  # nobody looks at the test set yet
+    def add(self, dls): self.size += sum(o.dataset.x.nbytes for o in dls.loaders[:3])  # the test set is not counted
     def free(self):
         if self.size < self.limit: return
         gc.collect()
@@ -120,13 +124,13 @@ _leftovers = _Leftovers()
 
 # %% ../../nbs/lab/train.ipynb #581aff46
 def _rounded(o, digits=3):
-    "Every float in lists and dicts to so many digits"
+    "Round every float in lists and dicts to so many digits"
     if isinstance(o, dict): return {k: _rounded(v, digits) for k, v in o.items()}
     if isinstance(o, list): return [_rounded(v, digits) for v in o]
     return float(f'{o:.{digits}g}') if isinstance(o, float) else o
 
 def _weights(learn, done, n=16):
-    "Steps and learned weights: at most `n` rows, evenly spaced, the last one of them after `done` steps, at the end of training"
+    "Steps and learned weights: at most `n` evenly spaced rows, the last one after `done` steps, at the end of training"
     if not hasattr(learn, 'meta_risk'): return {}
     m = learn.meta_risk
     i = np.unique(np.linspace(0, len(m.history.steps) - 1, n - 1).round().astype(int))
@@ -136,8 +140,8 @@ def _weights(learn, done, n=16):
 
 def device_name(
     d:torch.device,
-)->str: # Of a GPU the name of its model
-    "What a run was trained on"
+)->str: # For a GPU, the name of its model
+    "The device on which a run was trained"
     return torch.cuda.get_device_name(d) if d.type == 'cuda' else d.type
 
 def _about(dls):
@@ -149,7 +153,7 @@ def trained(
     learn,     # As from `learner_of`
     run:Run,   # How to train it
     source=(), # Steps and weights to replay, for a method that replays
-)->tuple:      # Figures that the method gives, None for most of them, and the seconds that it took
+)->tuple:      # Figures that the method gives (None for most methods), and the seconds that it took
     "Train a Learner by the method of a run"
     with learn.no_bar(), learn.no_logging():
         start = clock()
@@ -160,11 +164,11 @@ def train_run(
     run:Run,   # What to train
     path=None, # Folder of CIFAR-10, as in `data_root`
     source=(), # Steps and weights to replay, for a method that replays
-)->dict:       # As JSON can hold it
-    "Train as `run` says, whatever a store has of it, and make the record"
+)->dict:       # A record that JSON can hold
+    "Train as `run` says, whether or not a store has the result, and make the record"
     _leftovers.free()
     with no_random(run.seed), warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'MetaRisk: the validation set has')  # the small set is the study's choice
+        warnings.filterwarnings('ignore', 'MetaRisk: the validation set has')  # the small set is intended in a study
         learn, mark = learner_of(run, path)
         _leftovers.add(learn.dls)
         trace = _Trace(run, learn.dls.train_ds)

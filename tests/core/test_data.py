@@ -54,13 +54,13 @@ def test_idx_files_are_read(tmp_path, pack, inside):
 
 
 damages = {
-    "shorter than its header": (lambda raw: raw[:7], "as long as its header|does not begin"),
-    "three bytes": (lambda raw: raw[:3], "does not begin as an idx"),
-    "empty": (lambda raw: b"", "does not begin as an idx|cannot be unpacked"),
-    "cut": (lambda raw: raw[:-9], "not as long as its header says|cannot be unpacked"),
-    "too long": (lambda raw: raw + b"12", "not as long as its header says"),
-    "wrong magic": (lambda raw: b"\1" + raw[1:], "does not begin as an idx"),
-    "no bytes inside": (lambda raw: raw[:2] + b"\x0d" + raw[3:], "does not begin as an idx"),
+    "shorter than its header": (lambda raw: raw[:7], "differs from what its header says|does not begin"),
+    "three bytes": (lambda raw: raw[:3], "does not begin like an idx"),
+    "empty": (lambda raw: b"", "does not begin like an idx|cannot be unpacked"),
+    "cut": (lambda raw: raw[:-9], "differs from what its header says|cannot be unpacked"),
+    "too long": (lambda raw: raw + b"12", "differs from what its header says"),
+    "wrong magic": (lambda raw: b"\1" + raw[1:], "does not begin like an idx"),
+    "no bytes inside": (lambda raw: raw[:2] + b"\x0d" + raw[3:], "does not begin like an idx"),
 }
 
 
@@ -86,7 +86,7 @@ def test_a_damaged_gz_file_is_named(tmp_path, change):
 def test_labels_in_place_of_images_are_found(tmp_path):
     write_idx(tmp_path)
     (tmp_path / f"{NAMES[1]}.gz").replace(tmp_path / f"{NAMES[0]}.gz")
-    with pytest.raises(ValueError, match=f"{NAMES[0]}.gz is damaged: it does not begin as an idx3"): fashion_mnist(tmp_path)
+    with pytest.raises(ValueError, match=f"{NAMES[0]}.gz is damaged: it does not begin like an idx3"): fashion_mnist(tmp_path)
 
 
 @pytest.mark.parametrize("name", NAMES)

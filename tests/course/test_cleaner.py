@@ -155,9 +155,9 @@ def test_another_split_has_other_samples_at_the_same_places(tmp_path):
     w = LabelCleaner(a, tmp_path/"decisions.json", a.meta_risk.label_report(6))
     w.decide_rest("delete")
     for rows in (read_decisions(w.file), a.meta_risk.label_report(6)):
-        with pytest.raises(ValueError, match="is about other data or other labels: by it the item|label of sample"): clean_dls(b.dls, rows)
+        with pytest.raises(ValueError, match="is about other data or other labels: there the (item|label) of sample"): clean_dls(b.dls, rows)
     with pytest.raises(ValueError, match="about other data"): LabelCleaner(b, tmp_path/"b.json", a.meta_risk.label_report(6))
-    with pytest.raises(ValueError, match="about 30 training samples, and there are 24"): clean_dls(clean_dls(a.dls, w.decisions), read_decisions(w.file))
+    with pytest.raises(ValueError, match="about 30 training samples, but there are 24"): clean_dls(clean_dls(a.dls, w.decisions), read_decisions(w.file))
 
 
 def test_places_that_are_none(trained):
@@ -168,7 +168,7 @@ def test_places_that_are_none(trained):
 @pytest.mark.parametrize("rows", [pd.DataFrame(dict(index=[1])), [1, 2]])
 def test_rows_that_are_none_of_a_report(trained, rows, tmp_path):
     for f in (lambda: clean_dls(trained.dls, rows), lambda: LabelCleaner(trained, tmp_path/"d.json", rows)):
-        with pytest.raises(ValueError, match="must be rows of a label report; there is no column"): f()
+        with pytest.raises(ValueError, match="must be rows of a label report, but has no column"): f()
 
 
 def test_cards_show_samples_as_they_are(tmp_path):

@@ -63,9 +63,9 @@ def equal():
 @pytest.mark.parametrize("draw,fault", [
     (lambda: plt.subplots(figsize=(11, 3)), "has letters of 7.6 px"),
     (lambda: bare_axes().set_title("small", fontsize=7), "'small' has letters of"),
-    (lambda: [bare_axes().text(.5, .5, "here")] + [plt.gca().text(.51, .5, "and there")], "'here' and 'and there' lie on each other"),
+    (lambda: [bare_axes().text(.5, .5, "here")] + [plt.gca().text(.51, .5, "and there")], "'here' and 'and there' overlap"),
     (lambda: curves(loc="center"), "the legend ['up', 'down'] lies on data"), (lambda: curves(loc="center right"), None),
-    (bars, "bars start at 65 without a word"), (lambda: bars(ylabel="accuracy (%); the axis starts at 65"), None),
+    (bars, "bars start at 65 without a note"), (lambda: bars(ylabel="accuracy (%); the axis starts at 65"), None),
     (covered, "the line 'below' cannot be seen"), (lambda: covered(zorder=4), None), (equal, None),
 ])
 def test_each_fault_is_found(draw, fault):

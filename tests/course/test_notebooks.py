@@ -186,16 +186,47 @@ def test_every_lesson_installs_the_course_on_colab_and_nowhere_else(monkeypatch)
         done.clear()
 
 
-def test_handout_has_no_solutions_and_runs(tmp_path):
-    subprocess.run([sys.executable, ROOT / "scripts/handout.py", tmp_path], check=True, capture_output=True)
-    copies = {o.relative_to(tmp_path).with_suffix("").as_posix(): o.read_text(encoding="utf-8") for o in tmp_path.rglob("*.ipynb")}
+@pytest.fixture(scope="module")
+def handout(tmp_path_factory):
+    "The folder for the class, and its notebooks by name"
+    out = tmp_path_factory.mktemp("handout") / "class"
+    subprocess.run([sys.executable, ROOT / "scripts/handout.py", out], check=True, capture_output=True)
+    return out, {o.relative_to(out).with_suffix("").as_posix(): json.loads(o.read_text(encoding="utf-8")) for o in out.rglob("*.ipynb")}
+
+
+def test_handout_has_no_solutions_and_runs(handout):
+    out, copies = handout
     assert {name(o) for o in LESSONS} <= set(copies) <= {name(o) for o in NBS}
-    for k, text in copies.items():
+    assert {o.name for o in out.iterdir() if o.is_dir()} == {"images", "index_files", "lab", "parts", "results"}
+    for k, nb in copies.items():
+        text = "\n".join(c["source"] for c in nb["cells"])
         assert not re.search(r"<details|# Solution", text), k
-        for href in re.findall(r"\]\((?!https?:)([^)#\s]+\.(?:ipynb|png))", text): assert (tmp_path / k).parent.joinpath(href).exists(), (k, href)
-    risk = json.loads((tmp_path / "00_risk.ipynb").read_text(encoding="utf-8"))
+        for href in re.findall(r"\]\((?!https?:)([^)#\s]+\.(?:ipynb|png))", text): assert (out / k).parent.joinpath(href).exists(), (k, href)
+    risk = copies["00_risk"]
     assert sum(c["source"].startswith("# Your solution") for c in risk["cells"] if c["cell_type"] == "code") >= 3
-    nbclient.execute(nbformat.from_dict(risk), cwd=tmp_path, timeout=120)
+    nbclient.execute(nbformat.from_dict(copy.deepcopy(risk)), cwd=out, timeout=120)
+
+
+def test_handout_shows_no_result_before_it_is_asked_for_and_each_question_on_its_own(handout):
+    lessons = {k: nb["cells"] for k, nb in handout[1].items() if re.match(r"\d", k)}
+    for k, cells in lessons.items():
+        assert not any(c["outputs"] or c["execution_count"] for c in cells if c["cell_type"] == "code"), k
+        assert all(c["metadata"] == {} for c in cells if c["source"].startswith("# Your solution")), k  # open, to be written in
+        _, *asked = "\n\n".join(c["source"] for c in cells).split("## Check yourself")[1].split("## Exercises")[0].strip().split("**1.**")
+        paragraphs = ("**1.**" + asked[0]).strip().split("\n\n")
+        assert [o[:6] for o in paragraphs if o.startswith("**")] == [f"**{i}.**" for i in range(1, len(paragraphs) + 1)], (k, paragraphs)
+
+
+def test_teacher_has_a_page_per_lesson_with_terms_questions_and_answers(handout):
+    pages = (handout[0].parent / "class_teacher.html").read_text(encoding="utf-8").split("<article>")[1:]
+    lessons = [o for o in LESSONS if o.stem[0].isdigit()]
+    assert len(pages) == len(lessons) > 20
+    for fn, page in zip(lessons, pages):
+        asked = fn.read_text(encoding="utf-8").split("## Check yourself")[1].split("## Exercises")[0]
+        assert page.count("<blockquote>") == asked.count("<details>") and "<details" not in page and ".ipynb" not in page, name(fn)
+        assert all(o in page for o in ("Afterwards learners can", "The main points", "Time:")), name(fn)
+        assert len(re.sub("<[^>]+>", " ", page).split()) < 750, f"{name(fn)} needs more than a page"
+    assert "<strong>New terms:</strong> Reducer, Logit, Knots." in pages[1]
 
 
 def test_what_the_list_of_compatibility_names_is_tested():

@@ -316,7 +316,7 @@ def test_mixed_precision_on_a_gpu(how):
 @pytest.mark.parametrize("kw", [{"n_valid": 1}, {"meta_bs": 1}], ids=str)
 def test_batch_norm_needs_two_validation_samples(kw):
     meta = MetaRisk.first_edition(every=1, meta_bs=kw.get("meta_bs", 200))
-    with pytest.raises(ValueError, match="batch norm needs at least 2 samples of it at a time"): fit(learner(meta, n_valid=kw.get("n_valid", 60)))
+    with pytest.raises(ValueError, match="batch norm needs at least 2 samples at a time"): fit(learner(meta, n_valid=kw.get("n_valid", 60)))
     fit(learner(MetaRisk.first_edition(every=1, meta_bs=kw.get("meta_bs", 200)), n_valid=kw.get("n_valid", 60), model=nn.Linear(6, 3)))
 
 

@@ -574,7 +574,7 @@ class TestRefused:
             generator, critic = nn.Sequential(nn.Linear(5, 16), nn.Unflatten(1, (1, 4, 4))), nn.Sequential(nn.Flatten(), nn.Linear(16, 1))
             if how == "wgan": return GANLearner.wgan(dls, generator, critic, opt_func=SGD, show_img=False)
             return GANLearner(dls, generator, critic, lambda p, out, y: F.mse_loss(out, y), lambda real, fake: (fake - real).mean(), opt_func=SGD, show_img=False)
-        with pytest.raises(TypeError, match="a GAN trains on two that take turns: not supported"): run(make, cb())
+        with pytest.raises(TypeError, match="a GAN trains on two losses that take turns: not supported"): run(make, cb())
         finite(run(make))
 
 

@@ -49,7 +49,7 @@ def test_in_a_second_learner_it_begins_anew_and_says_so(how, left):
     if left == "forgotten": del first; gc.collect()
     want = alone()
     second, said = noted(lambda: joins[how](meta))
-    assert len(said) == 1 and "begins anew" in said[0] and "load_state_dict" in said[0]
+    assert len(said) == 1 and "starts from scratch" in said[0] and "load_state_dict" in said[0]
     fit(second)
     assert second.meta_risk is meta and equal(state(second), state(want)) and same(phi(meta), phi(want.meta_risk))
     if left == "there":

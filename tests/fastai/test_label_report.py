@@ -291,8 +291,8 @@ def test_suspects_among_texts_are_shown(tmp_path, monkeypatch):
 def test_what_cannot_be_cleaned():
     dls = fashion_mini(device="cpu")
     n = len(dls.train_ds)
-    with pytest.raises(ValueError, match=f"index {n}, and there are {n}"): clean_dls(dls, pd.DataFrame(dict(index=[n], suggested=["Bag"])))
-    with pytest.raises(ValueError, match="every sample is a suspect"): clean_dls(dls, pd.DataFrame(dict(index=range(n), suggested="Bag")))
+    with pytest.raises(ValueError, match=f"index {n}, but there are {n}"): clean_dls(dls, pd.DataFrame(dict(index=[n], suggested=["Bag"])))
+    with pytest.raises(ValueError, match="every training sample is a suspect"): clean_dls(dls, pd.DataFrame(dict(index=range(n), suggested="Bag")))
 
 
 # --- Where there is none
@@ -320,7 +320,7 @@ def test_of_another_data_set():
     learn = fit(noisy(MetaRisk()), 2)
     s = learn.dls.train_ds
     learn.dls.loaders[0] = learn.dls[0].new(TensorSet(s.x[:300], s.y[:300]))
-    with pytest.raises(ValueError, match="had 400 samples in the last fit, and now have 300: fit again"): learn.meta_risk.label_report()
+    with pytest.raises(ValueError, match="had 400 samples in the last fit, but now have 300: fit again"): learn.meta_risk.label_report()
     assert len(fit(learn, 1).meta_risk.label_report()) == 280  # the last batch is dropped
 
 

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_a_sweep_with_one_line(tmp_path, press):
     p = OnTerminal(study, tmp_path / "s", dict(warm="endless"))
     wait_for(is_at(p, str(WARM)))
     said = interrupted(p, press)
-    assert said[-2:] == ["metarisk_study: stopped; what is stored stays, and the same command goes on from there", ""]
+    assert said[-2:] == ["metarisk_study: stopped; what is stored is kept, and the same command continues from there", ""]
     assert all(record_file(r, tmp_path / "s").exists() for r in (EXPECTED, BATCH)) and not record_file(WARM, tmp_path / "s").exists()
     status, out = Forked(study, tmp_path / "s", {}, out=tmp_path / "out").wait()
     assert status == 0 and out.startswith(f"1 of 3 done, {WARM}")  # the next call goes on

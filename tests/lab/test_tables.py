@@ -158,8 +158,8 @@ one = fits(a=[1] * 5, b=[2] * 5)
     (dict(methods=one, seeds=0), ValueError, "seeds must be a whole number of at least 1, got 0"),
     (dict(methods=one, seeds=2.), TypeError, "seeds must be a whole number of at least 1, got 2.0"),
     (dict(methods=one, seeds=[1, "2"]), TypeError, "seeds must be a whole number of at least 0, got '2'"),
-    (dict(methods=one, seeds=[]), ValueError, r"seeds must be at least one, each of them once, got \[\]"),
-    (dict(methods=one, seeds=[1, 2, 1]), ValueError, r"seeds must be at least one, each of them once, got \[1, 2, 1\]")])
+    (dict(methods=one, seeds=[]), ValueError, r"seeds must hold at least one seed, and each only once, got \[\]"),
+    (dict(methods=one, seeds=[1, 2, 1]), ValueError, r"seeds must hold at least one seed, and each only once, got \[1, 2, 1\]")])
 def test_compare_says_what_it_wants(kwargs, error, says):
     with pytest.raises(error, match=says): compare(**kwargs)
 

@@ -126,7 +126,7 @@ def demo(monkeypatch):
     return importlib.import_module("demo")
 
 
-@pytest.mark.parametrize("out,says", [("missing/demo.png", "No such file"), ("file/demo.png", "Not a directory|No such file"), (".", "is a folder"),
+@pytest.mark.parametrize("out,says", [("missing/demo.png", "No such file"), ("file/demo.png", "Not a directory|No such file"), (".", "got the folder"),
                                       ("demo.xyz", "Format 'xyz' is not supported")])
 def test_demo_checks_out_before_it_trains(demo, tmp_path, monkeypatch, out, says):
     (tmp_path / "file").touch()

@@ -1,0 +1,147 @@
+"`LearnedWeights` learns in a loop of a few lines what `MetaRisk()` learns in a Learner"
+import io
+from functools import partial
+
+import fastai.callback.progress  # noqa: F401 (it adds `no_bar`)
+import pytest
+import torch
+from digits import BS, accuracy, arrays, furthest, net, plain_loop, sets, sgd
+from fastai.data.core import DataLoaders
+from fastai.learner import Learner
+from fastai.optimizer import OptimWrapper
+from torch import nn
+from torch.nn import CrossEntropyLoss
+from torch.utils.data import DataLoader
+
+from metarisk_nb.callback import MetaRisk
+from metarisk_nb.data import TensorDL, TensorSet
+from metarisk_nb.loop import LearnedWeights, ValidationStream
+
+ORDER = torch.stack([torch.randperm(1000, generator=torch.Generator().manual_seed(s)) for s in range(40)]).view(-1, BS)
+
+
+@pytest.fixture(scope="module")
+def learned(): return plain_loop(ORDER)
+
+
+def test_it_learns_to_look_away_from_wrong_labels(learned):
+    model, weights = learned
+    plain, _ = plain_loop(ORDER, learned=False)
+    assert accuracy(model) > accuracy(plain) + .05
+    assert weights.weights[:30].sum() < .1 and .3 < weights.harmful < .7
+    x, given, clean = arrays()
+    report = weights.label_report()
+    assert len(report) == 1000 and (given != clean)[report["index"][:200].tolist()].float().mean() > .9
+    assert weights.readings["looks"] > 5 and weights.readings["worst_quarter"] < .1
+
+
+def test_it_learns_what_meta_risk_learns():
+    "One epoch of many batches, since a Learner looks at validation data anew in each epoch"
+    (train, valid), ids = sets(), ORDER.flatten()
+    x, y = train.tensors
+    ds, vs = TensorSet(x[ids], y[ids]), TensorSet(*valid.tensors)
+    dls = DataLoaders(TensorDL(ds, BS), TensorDL(vs, 200))
+    dls.device, dls.c, dls.n_inp = torch.device("cpu"), 10, 1
+    learn = Learner(dls, net(), CrossEntropyLoss(), opt_func=partial(OptimWrapper, opt=torch.optim.SGD, momentum=.9), cbs=MetaRisk())
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, .1)
+    model = net()
+    opt = sgd(model)
+    whole = ((valid.tensors[0],), valid.tensors[1])
+    weights = LearnedWeights(model, iter([whole] * 1000), len(ds), optimizer=opt)
+    for i in torch.arange(len(ds)).split(BS):
+        weights.listen()
+        pred = model(ds.x[i])
+        weights(pred, ds.y[i], i, CrossEntropyLoss()(pred, ds.y[i])).backward()
+        opt.step()
+        opt.zero_grad()
+        weights.stepped()
+    assert weights.harmful > .2
+    torch.testing.assert_close(weights.weights, learn.meta_risk.weights, atol=1e-6, rtol=0)
+    assert furthest(model, learn.model) < 1e-5
+
+
+def test_uniform_weights_are_the_loops_own_loss_to_the_last_bit():
+    few = ORDER[:30]
+    model, weights = plain_loop(few)
+    assert weights.curriculum.uniform and weights.readings == dict(harmful=0., worst_quarter=1., looks=2)
+    assert furthest(model, plain_loop(few, learned=False)[0]) == 0
+
+
+def test_the_random_streams_stay_where_they_are(learned):
+    torch.manual_seed(7)
+    want = torch.rand(3)
+    torch.manual_seed(7)
+    stream = ValidationStream(DataLoader(sets()[1], 50, shuffle=True))
+    for _ in range(3): next(stream)
+    assert torch.equal(torch.rand(3), want)
+
+
+@pytest.mark.parametrize("own", [1., .25, 3.])
+def test_the_loops_normaliser_is_kept(learned, own):
+    "A loop that divides its loss by another number gets the weighted loss divided by the same"
+    _, weights = learned
+    pred, y = torch.randn(BS, 10, requires_grad=True), torch.randint(10, (BS,))
+    c = weights.curriculum
+    assert not c.uniform
+    weights.due = weights.attends = weights.moved = False
+    l = nn.functional.cross_entropy(pred, y, reduction="none")
+    known = c.population.known.clone()
+    got = weights(pred, y, None, own * l.mean())
+    c.population.known = known
+    places = c.places(l, y, pred, None, 1000)
+    torch.testing.assert_close(got, own * (c.weights_at(places) * l).sum())
+
+
+def test_a_run_that_is_resumed_is_the_same_to_the_last_bit():
+    order = ORDER[:300]
+    def run(stop=None):
+        (train, valid), model = sets(), net()
+        opt = sgd(model)
+        stream = ValidationStream(DataLoader(valid, BS), lambda b: ((b[0],), b[1]), bs=60)
+        weights = LearnedWeights(model, stream, 1000, optimizer=opt)
+        for i, ids in enumerate(order):
+            if i == 205:  # every run saves here
+                file = io.BytesIO()
+                torch.save(dict(model=model.state_dict(), opt=opt.state_dict(), weights=weights.state_dict()), file)
+                if stop:
+                    state = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+                    model = net(1)
+                    opt = sgd(model)
+                    model.load_state_dict(state["model"])
+                    opt.load_state_dict(state["opt"])
+                    stream = ValidationStream(DataLoader(valid, BS), lambda b: ((b[0],), b[1]), bs=60)
+                    weights = LearnedWeights(model, stream, 1000, optimizer=opt)
+                    weights.load_state_dict(state["weights"])
+            weights.listen()
+            pred = model(train.tensors[0][ids])
+            weights(pred, train.tensors[1][ids], ids).backward()
+            opt.step()
+            opt.zero_grad()
+            weights.stepped()
+        return model, weights
+    a, b = run(), run(stop=True)
+    assert not a[1].curriculum.uniform
+    assert torch.equal(a[1].weights, b[1].weights) and furthest(a[0], b[0]) == 0
+    assert a[1].label_report().equals(b[1].label_report())
+
+
+def test_accumulated_gradients_bring_evidence_once_per_optimizer_step():
+    halves = ORDER[:200].reshape(-1, 50)
+    model, weights = plain_loop(halves, parts=2)
+    assert weights.step == 200 and weights.readings["looks"] == 10 + (not weights.curriculum.willing)
+    assert weights.curriculum.reducer.n == 50
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda w, m: w(torch.randn(8, 1), torch.randn(8)), "logits of several classes"),
+    (lambda w, m: w(torch.randn(8, 10), torch.rand(8, 10)), "logits of several classes"),
+    (lambda w, m: (w.listen(), w(m(torch.randn(8, 64)).softmax(1), torch.zeros(8).long())), "last linear layer"),
+    (lambda w, m: w.label_report(), "ids"), (lambda w, m: w.load_state_dict({}), "state lacks")])
+def test_what_cannot_be_learned_from_is_refused(make, says):
+    model = net()
+    weights = LearnedWeights(model, iter([]), 10)
+    with pytest.raises(ValueError, match=says): make(weights, model)
+
+
+def test_an_empty_validation_loader_is_refused():
+    with pytest.raises(ValueError, match="empty"): next(ValidationStream([]))
