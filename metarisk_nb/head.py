@@ -15,9 +15,8 @@ from .passes import Snapshot, copied, seeded
 
 # %% ../nbs/parts/head.ipynb #c2f0d077
 def _same(a, b):
-    "Is `b` the same output, or a cast of it?"
-    if a.shape != b.shape: return False
-    return a.data_ptr() == b.data_ptr() or a.dtype != b.dtype and torch.equal(a.to(b.dtype), b)
+    "Is `b` the same output, a cast or a copy of it (as several processes and mixed precision bring them)?"
+    return a.shape == b.shape and (a.data_ptr() == b.data_ptr() or torch.equal(a.to(b.dtype), b))
 
 class LastLinear:
     "The last linear layer of a model, with its input and its output in a pass"
@@ -76,6 +75,7 @@ class LastLinear:
             layer.register_forward_hook(leaf)  # removed at the end of the block
             with torch.no_grad(): out = self.model(*copied(xb))
         with torch.enable_grad():
+            if isinstance(out, Tensor) and not out.requires_grad and _same(found['z'], out): out = found['z'].to(out.dtype)  # it was cast
             said = risk_of(out)
             g, = torch.autograd.grad(said[0] if isinstance(said, tuple) else said, found['z'])
         mean = found['x'].mean(0)

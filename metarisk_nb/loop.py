@@ -158,14 +158,14 @@ class LearnedWeights:
         pred:Tensor, # (n, C) logits
         y:Tensor,    # n labels
         ids=None,    # n places in the training data
-        loss=None,   # The loop's own loss for this batch, 0-d; None: the mean of the losses
+        loss=None,   # The loop's own loss for this batch, 0-d; None: the mean of the losses, to the last bit that of torch's cross entropy
     )->Tensor:       # 0-d, to call `backward` on
         """The loss to train on, after learning from this batch
 
         ValueError where the task has no single labels, or where `pred` is not what the last linear layer gave."""
         self._check(pred, y)
         l = self.loss_func(pred, y)
-        own = l.mean() if loss is None else loss
+        own = loss if loss is not None else F.cross_entropy(pred.float(), y) if self.loss_func is cross_entropy else l.mean()
         c = self._curriculum_for(l)
         c.seen(len(l) * self._processes(), self.n_items)
         c.gap.train(gathered(l, self.group).mean())

@@ -66,6 +66,6 @@ def plain_loop(order, parts=1, valid_seed=0, learned=True, own_loss=None, opt=sg
 
 
 def furthest(a, b):
-    "Largest difference between the parameters and buffers of two networks"
+    "Largest difference between the parameters and buffers of two networks, relative where they are larger than 1"
     a, b = a.state_dict(), b.state_dict()
-    return max((a[k].float() - b[k].float()).abs().max().item() for k in a)
+    return max(((a[k].float() - b[k]).abs() / b[k].abs().clamp(min=1)).max().item() for k in a)

@@ -1,0 +1,173 @@
+"The callback for Lightning, with the real Lightning: what a plain loop learns, whatever Lightning does around it"
+import logging
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from digits import BS, Noted, accuracy, arrays, furthest, net, plain_loop, sets, sgd
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+lightning = pytest.importorskip("lightning", reason="pip install 'metarisk_nb[lightning]'")
+from lightning.pytorch.loggers import CSVLogger  # noqa: E402
+
+from metarisk_nb.lightning import MetaRiskCallback, last_is_target  # noqa: E402
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Digits(lightning.LightningModule):
+    def __init__(self, learned=True):
+        super().__init__()
+        self.net, self.learned = net(), learned
+    def forward(self, x): return self.net(x)
+    def configure_optimizers(self): return sgd(self)
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return self.meta_risk(self.net(x), y) if self.learned else cross_entropy(self.net(x), y)
+    def validation_step(self, batch, batch_idx): self.log("valid_loss", cross_entropy(self(batch[0]), batch[1]))
+
+
+def loaders(noted=False, **kwargs):
+    train, valid = sets()
+    train = Noted(train) if noted else train
+    return DataLoader(train, BS, shuffle=True, generator=torch.Generator().manual_seed(5), **kwargs), DataLoader(valid, BS)
+
+
+def fit(tmp_path, module, callbacks, epochs=30, dls=None, ckpt_path=None, **kwargs):
+    kwargs = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False) | kwargs
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, max_epochs=epochs, default_root_dir=tmp_path, callbacks=callbacks, log_every_n_steps=10, **kwargs)
+    trainer.fit(module, *(dls or loaders()), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_it_learns_what_the_plain_loop_learns(tmp_path):
+    module, callback, dls = Digits(), MetaRiskCallback(), loaders(noted=True)
+    fit(tmp_path, module, [callback], dls=dls)
+    order = torch.tensor(dls[0].dataset.asked[2 * 2:]).view(-1, BS)  # two samples were drawn twice, to see whether they are augmented
+    model, weights = plain_loop(order)
+    assert weights.harmful > .3 and accuracy(module.net) > .85
+    torch.testing.assert_close(callback.learned.weights, weights.weights, atol=1e-6, rtol=0)
+    assert furthest(module.net, model) < 1e-6
+    assert callback.label_report().equals(weights.label_report())
+
+
+def test_uniform_weights_leave_training_as_it_is_to_the_last_bit(tmp_path):
+    with_, without = Digits(), Digits(learned=False)
+    fit(tmp_path, with_, [callback := MetaRiskCallback()], epochs=3)
+    fit(tmp_path, without, [], epochs=3)
+    assert callback.learned.curriculum.uniform and furthest(with_.net, without.net) == 0
+
+
+def test_the_module_is_left_as_it_was_and_its_file_needs_no_package(tmp_path):
+    module, dls = Digits(), loaders()
+    sampler, names = dls[0].batch_sampler.sampler, set(vars(module))
+    trainer = fit(tmp_path, module, [MetaRiskCallback()], epochs=2, dls=dls)
+    assert not hasattr(module, "meta_risk") and set(vars(module)) <= names | {"_hparams"}
+    assert dls[0].batch_sampler.sampler is sampler
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    code = f"""
+import sys, torch
+sys.modules['metarisk_nb'] = None  # nobody can import it
+state = torch.load({str(tmp_path / 'a.ckpt')!r}, weights_only=True)
+assert [*state['callbacks']] == ['MetaRiskCallback'], [*state['callbacks']]
+net = torch.nn.Sequential(torch.nn.Linear(64, 128, bias=False), torch.nn.BatchNorm1d(128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+net.load_state_dict({{k.removeprefix('net.'): v for k, v in state['state_dict'].items()}})
+"""
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr[-2000:]
+
+
+def test_a_resumed_run_is_the_same_to_the_last_bit(tmp_path):
+    def dls():
+        train, valid = sets()
+        return DataLoader(train, BS, shuffle=False), DataLoader(valid, BS)
+    through = Digits()
+    one = MetaRiskCallback()
+    fit(tmp_path, through, [one, lightning.pytorch.callbacks.ModelCheckpoint(tmp_path / "kept", every_n_epochs=12, save_top_k=-1)],
+        epochs=24, dls=dls(), enable_checkpointing=True)
+    first = min((tmp_path / "kept").iterdir())
+    resumed, two = Digits(), MetaRiskCallback()
+    fit(tmp_path, resumed, [two], epochs=24, dls=dls(), ckpt_path=first)
+    assert not one.learned.curriculum.uniform
+    assert torch.equal(one.learned.weights, two.learned.weights) and furthest(through, resumed) == 0
+
+
+@pytest.mark.parametrize("parts, epochs", [(2, 20), (3, 20)])
+def test_accumulated_gradients_keep_lightnings_normaliser_in_a_last_partial_group_too(tmp_path, parts, epochs):
+    "With three parts, the tenth batch of a pass is a group of its own"
+    module, callback, dls = Digits(), MetaRiskCallback(), loaders(noted=True)
+    trainer = fit(tmp_path, module, [callback], epochs, dls=dls, accumulate_grad_batches=parts)
+    assert trainer.global_step == epochs * -(-10 // parts)
+    order = torch.tensor(dls[0].dataset.asked[4:]).view(-1, BS)
+    model, weights = by_hand(order, parts)
+    assert not weights.curriculum.uniform
+    torch.testing.assert_close(callback.learned.weights, weights.weights, atol=1e-6, rtol=0)
+    assert furthest(module.net, model) < 1e-6
+
+
+def by_hand(order, parts):
+    "As `plain_loop`, but a pass ends a group, whose losses are divided by `parts` even where there are fewer"
+    from digits import LearnedWeights, N, ValidationStream
+    (train, valid), model = sets(), net()
+    opt = sgd(model)
+    weights = LearnedWeights(model, ValidationStream(DataLoader(valid, BS), last_is_target), N, optimizer=opt)
+    for i, ids in enumerate(order):
+        weights.listen()
+        pred = model(train.tensors[0][ids])
+        (weights(pred, train.tensors[1][ids], ids) / parts).backward()
+        if (i % 10 + 1) % parts and i % 10 != 9: continue
+        opt.step()
+        opt.zero_grad()
+        weights.stepped()
+    return model, weights
+
+
+def test_mixed_precision(tmp_path):
+    module, callback = Digits(), MetaRiskCallback()
+    fit(tmp_path, module, [callback], precision="bf16-mixed")
+    assert accuracy(module.net) > .85 and callback.learned.harmful > .3
+    assert all(p.dtype == torch.float32 for p in module.parameters())
+
+
+def test_workers_and_a_validation_loader_of_its_own(tmp_path):
+    "With workers, sample numbers are known from the second pass on"
+    module, (train, valid) = Digits(), loaders(num_workers=1, persistent_workers=True)
+    callback = MetaRiskCallback(valid, network=module.net)
+    fit(tmp_path, module, [callback], epochs=12, dls=(train, None))
+    report = callback.label_report()
+    _, given, clean = arrays()
+    assert (given != clean)[report["index"][:100].tolist()].float().mean() > .9 and report["seen"].max() == 11
+
+
+def test_what_was_learned_is_logged(tmp_path):
+    logger = CSVLogger(tmp_path)
+    fit(tmp_path, Digits(), [MetaRiskCallback()], epochs=30, logger=logger)
+    rows = (Path(logger.log_dir) / "metrics.csv").read_text().splitlines()
+    names, last = rows[0].split(","), [r.split(",") for r in rows if r.split(",")[rows[0].split(",").index("meta_risk/harmful")]][-1]
+    said = dict(zip(names, last))
+    assert float(said["meta_risk/harmful"]) > .3 and float(said["meta_risk/worst_quarter"]) < .1 and float(said["meta_risk/looks"]) > 3
+
+
+def test_without_validation_data_nothing_begins(tmp_path):
+    with pytest.raises(ValueError, match="valid="): fit(tmp_path, Digits(), [MetaRiskCallback()], dls=(loaders()[0], None))
+    with pytest.raises(ValueError, match="split="): last_is_target(dict(x=1))
+
+
+def test_two_processes_learn_the_same_weights(tmp_path):
+    r = subprocess.run([sys.executable, Path(__file__).with_name("two_lightning.py"), tmp_path], capture_output=True, text=True, timeout=300)
+    assert r.returncode == 0, r.stderr[-3000:]
+    a, b = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2))
+    assert torch.equal(a["weights"], b["weights"]) and a["weights"][:20].sum() < .1
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"] if "running" not in k and "num_batches" not in k)
+    assert a["accuracy"] > .85 and len(a["weights"]) == 100

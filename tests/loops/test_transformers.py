@@ -1,0 +1,204 @@
+"The `Trainer` that learns weights, with the real transformers: what a plain loop learns, whatever the `Trainer` does around it"
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from digits import BS, N, accuracy, arrays, furthest, net, plain_loop, sets, sgd
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader
+
+from metarisk_nb.loop import LearnedWeights, ValidationStream
+
+transformers = pytest.importorskip("transformers", reason="pip install 'metarisk_nb[transformers]'")
+from hugging import Config, Counting, Dicts, Model, trainer  # noqa: E402
+from transformers import Trainer, TrainerCallback  # noqa: E402
+
+
+def test_it_learns_what_the_plain_loop_learns(tmp_path):
+    t = trainer(tmp_path)
+    t.train()
+    model, weights = plain_loop(torch.stack(t.order), valid_seed=5)
+    assert weights.harmful > .3 and accuracy(t.model.net) > .85
+    torch.testing.assert_close(t.meta_risk.weights, weights.weights, atol=1e-6, rtol=0)
+    assert furthest(t.model.net, model) < 1e-6
+    assert t.label_report().equals(weights.label_report())
+    x, given, clean = arrays()
+    assert (given != clean)[t.label_report(200)["index"].tolist()].float().mean() > .9
+
+
+@pytest.mark.parametrize("model", [Model, Counting])
+@pytest.mark.parametrize("parts", [1, 3])
+def test_uniform_weights_leave_training_as_it_is_to_the_last_bit(tmp_path, model, parts):
+    kwargs = dict(epochs=3, bs=50, gradient_accumulation_steps=parts)
+    one, two = trainer(tmp_path, model(), **kwargs), trainer(tmp_path, model(), Trainer, **kwargs)
+    for t in (one, two): transformers.set_seed(5), t.train()
+    assert one.meta_risk.curriculum.uniform and one.meta_risk.witness.looks == {1: 3, 3: 2}[parts] and furthest(one.model, two.model) == 0
+    assert one.state.log_history[-1]["train_loss"] == two.state.log_history[-1]["train_loss"]
+
+
+def groups(order, sizes):
+    "The loop by hand: each group of parts is one optimizer step, divided by the number of its samples"
+    (train, valid), model = sets(), net()
+    opt = sgd(model)
+    stream = ValidationStream(DataLoader(valid, BS), lambda b: ((b[0],), b[1]), seed=5)
+    weights, batches = LearnedWeights(model, stream, N, optimizer=opt), iter(order)
+    for n in sizes:
+        for ids in [next(batches) for _ in range(n)]:
+            weights.listen()
+            pred, y = model(train.tensors[0][ids]), train.tensors[1][ids]
+            weights(pred, y, ids, cross_entropy(pred, y, reduction="sum") / (n * len(ids))).backward()
+        opt.step()
+        opt.zero_grad()
+        weights.stepped()
+    return model, weights
+
+
+@pytest.mark.parametrize("model", [Model, Counting])
+def test_accumulated_gradients_keep_the_trainers_normaliser_in_a_last_partial_group_too(tmp_path, model):
+    "With three parts of 50, the last two of the twenty batches of a pass are a group"
+    t = trainer(tmp_path, model(), epochs=20, bs=50, gradient_accumulation_steps=3)
+    t.train()
+    assert t.state.global_step == 20 * 7
+    by_hand, weights = groups(torch.stack(t.order), ([3] * 6 + [2]) * 20)
+    assert not weights.curriculum.uniform
+    torch.testing.assert_close(t.meta_risk.weights, weights.weights, atol=1e-6, rtol=0)
+    assert furthest(t.model.net, by_hand) < 1e-5
+
+
+def test_a_resumed_run_is_the_same_to_the_last_bit(tmp_path):
+    kwargs = dict(epochs=24, save_strategy="steps", save_steps=125, save_total_limit=2)
+    one = trainer(tmp_path, **kwargs)
+    one.train()
+    two = trainer(tmp_path, **kwargs)
+    two.train(resume_from_checkpoint=str(tmp_path / "checkpoint-125"))
+    assert not one.meta_risk.curriculum.uniform and two.meta_risk.witness.looks == one.meta_risk.witness.looks
+    assert torch.equal(one.meta_risk.weights, two.meta_risk.weights) and furthest(one.model, two.model) == 0
+    state = torch.load(tmp_path / "checkpoint-125/meta_risk.pt", weights_only=True)
+    assert state["step"] == 124 and not list((tmp_path / "checkpoint-125").glob("*.tmp*"))
+
+
+def test_a_saved_model_needs_no_package(tmp_path):
+    t = trainer(tmp_path, epochs=1)
+    t.train()
+    t.save_model(tmp_path / "saved")
+    assert furthest(Model.from_pretrained(tmp_path / "saved"), t.model) == 0
+    assert {p.name for p in (tmp_path / "saved").iterdir()} <= {"config.json", "model.safetensors", "training_args.bin"}
+    code = f"""
+import sys
+sys.modules['metarisk_nb'] = None  # nobody can import it
+from safetensors.torch import load_file
+import torch; torch.load({str(tmp_path / 'saved/training_args.bin')!r}, weights_only=False)
+print(len(load_file({str(tmp_path / 'saved/model.safetensors')!r})))
+"""
+    r = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert r.returncode == 0 and int(r.stdout) == len(t.model.state_dict()), r.stderr[-2000:]
+
+
+def test_training_again_begins_anew_as_a_search_over_settings_needs_it(tmp_path):
+    kwargs = dict(epochs=20, opt=None, learning_rate=.01, optim="adamw_torch", lr_scheduler_type="constant")
+    t = trainer(tmp_path, **kwargs)
+    t.model_init, t.model = (lambda trial=None: Model()), None
+    first, reports = [], []
+    for _ in range(2):
+        t.train()
+        first.append(t.meta_risk)
+        reports.append(t.meta_risk.weights)
+    assert first[0] is not first[1] and not first[0].curriculum.uniform
+    assert first[1].network.model is t.model and first[0].network.model is not t.model
+    assert torch.equal(*reports), "the second trial knows nothing of the first"
+
+
+def test_evaluation_is_the_trainers_own(tmp_path):
+    t = trainer(tmp_path, epochs=20)
+    t.train()
+    before = t.meta_risk.weights
+    got = t.evaluate()["eval_loss"]
+    x, given, _ = arrays()
+    with torch.no_grad(): want = cross_entropy(t.model.eval().net(x[N:1200]), given[N:1200]).item()
+    assert abs(got - want) < 1e-5 and torch.equal(t.meta_risk.weights, before)
+    assert t.predict(t.eval_dataset).predictions.shape == (200, 10)
+
+
+def test_mixed_precision(tmp_path):
+    t = trainer(tmp_path, bf16=True)
+    t.train()
+    assert accuracy(t.model.net) > .85 and t.meta_risk.harmful > .3
+
+
+def test_what_was_learned_is_logged(tmp_path):
+    t = trainer(tmp_path, logging_strategy="steps", logging_steps=100)
+    t.train()
+    rows = [o for o in t.state.log_history if "loss" in o]
+    assert len(rows) == 3 and rows[0]["meta_risk/harmful"] <= rows[-1]["meta_risk/harmful"] and rows[-1]["meta_risk/worst_quarter"] < .1
+    assert all("meta_risk/looks" in o for o in rows) and "meta_risk/harmful" not in t.state.log_history[-1]
+    assert json.dumps(rows)
+
+
+def test_label_smoothing_is_the_trainers(tmp_path):
+    "Its own loss is smoothed, and so are the losses per sample"
+    t = trainer(tmp_path, epochs=20, label_smoothing_factor=.2)
+    t.train()
+    pred, y = torch.randn(8, 10), torch.randint(10, (8,))
+    want = t.label_smoother(dict(logits=pred), y)
+    torch.testing.assert_close(t.meta_risk.loss_func(pred, y).mean(), want)
+    assert not t.meta_risk.curriculum.uniform
+
+
+def test_texts_of_several_lengths_and_a_tiny_bert(tmp_path):
+    "A collator that pads, columns that the model does not know, and steps in which no sample number is lost"
+    config = transformers.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3)
+    g = torch.Generator().manual_seed(0)
+    rows = [dict(input_ids=torch.randint(2, 50, (int(torch.randint(3, 9, (), generator=g)),), generator=g).tolist(), label=i % 3, note="x") for i in range(120)]
+    def pad(items):
+        n = max(len(o["input_ids"]) for o in items)
+        batch = {k: torch.tensor([o[k] for o in items]) for k in items[0] if k != "input_ids"}
+        batch["labels"] = batch.pop("label")
+        return batch | dict(input_ids=torch.tensor([o["input_ids"] + [0] * (n - len(o["input_ids"])) for o in items]))
+    args = transformers.TrainingArguments(str(tmp_path), num_train_epochs=2, per_device_train_batch_size=16, report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True)
+    from metarisk_nb.transformers import MetaRiskTrainer
+    t = MetaRiskTrainer(transformers.BertForSequenceClassification(config), args, train_dataset=rows[:100], eval_dataset=rows[100:], data_collator=pad)
+    t.train()
+    report = t.label_report()
+    assert len(report) == 100 and report["seen"].eq(2).all() and sorted(report["index"]) == [*range(100)]
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = state.global_step >= 5
+
+
+@pytest.mark.parametrize("valid", [False, dict(a=1)])
+def test_without_one_validation_data_set_nothing_begins(tmp_path, valid):
+    t = trainer(tmp_path, epochs=1, valid=False)
+    if valid: t.eval_dataset = dict(a=Dicts(sets()[1]))
+    with pytest.raises(ValueError, match="valid_dataset"): t.train()
+
+
+def test_a_loss_of_ones_own_needs_one_loss_per_sample(tmp_path):
+    def own(outputs, labels, num_items_in_batch=None): return cross_entropy(outputs["logits"], labels)
+    with pytest.raises(ValueError, match="loss_func="): trainer(tmp_path, more=dict(compute_loss_func=own))
+    t = trainer(tmp_path, epochs=1, more=dict(compute_loss_func=own, loss_func=lambda z, y: cross_entropy(z, y, reduction="none")))
+    t.train()
+    assert t.meta_risk.step == 9
+
+
+def test_two_processes_learn_the_same_weights(tmp_path):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = dict(os.environ, OMP_NUM_THREADS="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    worker = Path(__file__).with_name("two_transformers.py")
+    procs = [subprocess.Popen([sys.executable, worker, tmp_path], env=dict(env, RANK=str(i), LOCAL_RANK=str(i)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+             for i in range(2)]
+    said = [p.communicate(timeout=300)[0] for p in procs]
+    assert not any(p.returncode for p in procs), said[0][-2000:] + said[1][-2000:]
+    a, b = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2))
+    assert torch.equal(a["weights"], b["weights"]) and len(a["weights"]) == 100 and a["weights"][:20].sum() < .1 and a["accuracy"] > .85
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"] if "running" not in k and "num_batches" not in k)
+
+
+def test_the_config_is_the_models_own(): assert Config().model_type == "digits"
