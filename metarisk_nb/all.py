@@ -4,6 +4,8 @@ from .risk import *
 from .reducer import *
 from .hypergrad import *
 from .callback import *
+from .groups import *
+from .by_group import *
 from .data import *
 from .cleaning import *
 from .lab.datasets import cifar10_classes, network, study_data  # noqa: F401

@@ -13,17 +13,19 @@ from warnings import warn
 
 import torch
 from fastai.learner import Metric
-from torch import Tensor, nn
+from torch import nn
 
 from .batches import MetaBatches, of_class
 from .checks import check_model
 from .curriculum import Curriculum, History, target_share
 from .evidence import Evidence
+from .groups import GroupRisk, anew, of_all, of_batch, settled
 from .hypergrad import NoDerivative, hypergradient, methods
 from .loaders import pass_size
-from .losses import check_targets, gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses, single_label
+from .losses import (check_targets, edits, gce_loss, mae_loss, meta_losses, named_meta_loss, per_sample, sample_losses,
+                                single_label)
 from .order import ranks
-from .passes import Snapshot, copied, seeded
+from .passes import Snapshot, copied
 from .presumption import Presumption
 from .processes import process_group, unwrapped
 from .risk import as_risk, check_whole
@@ -32,7 +34,7 @@ from .weighing import Joint, KeptInputs, OfOutput, Seen, Weighing, learning_rate
 _all_ = ['meta_losses', 'per_sample', 'sample_losses', 'History', 'Curriculum', 'gce_loss', 'mae_loss']
 
 # %% ../nbs/03_callback.ipynb #57ac9e8b
-def _check(*, n_inner, every, meta_lr, inner_lr, meta_dl, meta_bs, knots, meta_loss, method, floor, relax, warmup, rule, rank, **_):
+def _check(*, n_inner, every, meta_lr, inner_lr, meta_dl, meta_bs, knots, meta_loss, method, floor, relax, warmup, rule, rank, risk, **_):
     "Raise if `MetaRisk` cannot work with an argument"
     for name, x in dict(n_inner=n_inner, every=every, meta_bs=meta_bs).items(): check_whole(name, x)
     if knots is not None: check_whole('knots', knots, 2)
@@ -42,6 +44,7 @@ def _check(*, n_inner, every, meta_lr, inner_lr, meta_dl, meta_bs, knots, meta_l
         (rank in ('auto', *ranks), f'rank must be one of auto, {", ".join(ranks)}, got {rank!r}'),
         (rule != 'merit' or rank == 'loss' and method != 'head',
          f"rule='merit' sorts by loss and asks for hypergradients: got rank={rank!r}, method={method!r}"),
+        (rule == 'merit' or not isinstance(risk, GroupRisk), f"a risk over groups is for rule='merit', got {rule!r}"),
         (method != 'head' or n_inner == 1, f"method='head' is for n_inner=1, got {n_inner}"),
         (callable(meta_loss) or meta_loss in ('auto', 'own', *meta_losses),
          f"meta_loss must be 'auto', 'own', 'mae', 'gce' or a function, got {meta_loss!r}"),
@@ -85,8 +88,8 @@ class MetaSteps(Evidence):
         "Target risk on the next validation batch, and its derivative for the logits of the learned reducer, or another one"
         given, model, group = self.given, self._joint(), process_group(self.model)
         own, meta_loss = OfOutput(self.losses_of, given, self.pred, batch.own), OfOutput(self._meta_loss(), given, self.pred)
-        args = (model, reducer or self.reducer, self.risk, own, self._inner_batches(group),
-                of_class(self.batches.valid(self.drawn), self.xb), self.rates(model))
+        inner, valid = self._inner_batches(group), of_class(self.batches.valid(self.drawn), self.xb)
+        args = model, reducer or self.reducer, of_batch(self.risk, *valid), own, inner, valid, self.rates(model)
         self.drawn += 1
         kwargs = dict(meta_loss=meta_loss, group=group, generator=torch.default_generator)
         with given.placed():
@@ -168,7 +171,7 @@ class MetaRisk(MetaSteps):
         if given['rule'] == 'merit': given.update({k: v for k, v in dict(rank='loss', method='exact').items() if given[k] == 'auto'})
         _check(**given)
         for k, v in given.items(): setattr(self, k, v)
-        self.share = target_share(self.risk)
+        self.share = 1. if isinstance(self.risk, GroupRisk) else target_share(self.risk)
         if meta_lr is None: self.meta_lr = (.02 if mean else .01 / self.share**.5) * min(self.every, 20)
         self.reset()
 
@@ -248,13 +251,7 @@ class MetaRisk(MetaSteps):
 # %% ../nbs/03_callback.ipynb #842686e2
 def _refuse_edits(learn):
     "Raise if the Learner's loss edits what it is given, since a metric comes after it"
-    given = copied((learn.pred, *learn.yb))
-    tensors = [o for o in given if isinstance(o, Tensor)]
-    versions = [o._version for o in tensors]
-    try:
-        with torch.no_grad(), seeded(0, {o.device for o in tensors}): learn.loss_func(*given)
-    except Exception: pass  # it may not take what it has edited once
-    if versions != [o._version for o in tensors]:
+    if edits(learn.loss_func, learn.pred, *learn.yb):
         raise ValueError('RiskMetric comes after the loss, and this loss edits its predictions or targets in place: let it work on copies, '
                          'as with pred.sigmoid() in place of pred.sigmoid_()')
 
@@ -263,8 +260,8 @@ class RiskMetric(Metric):
     def __init__(self,
         risk,           # A Risk, a name as in `as_risk`, or a function of all losses
         loss_func=None, # (pred, *y) -> one loss per sample; the Learner's own by default
-    ): self.risk, self.loss_func = as_risk(risk), loss_func
-    def reset(self): self.losses = []
+    ): self.risk, self.loss_func = settled(as_risk(risk)), loss_func
+    def reset(self): self.losses, self.groups = [], []
     def accumulate(self, learn):
         check_targets(learn.xb, learn.yb)
         f = self.loss_func or per_sample(learn.loss_func)
@@ -272,22 +269,31 @@ class RiskMetric(Metric):
             if not self.losses: _refuse_edits(learn)
             l = sample_losses(f, learn.pred, *copied(tuple(learn.yb)))
         self.losses.append(learn.to_detach(l))  # of all processes
+        if isinstance(self.risk, GroupRisk): self.groups.append(learn.to_detach(self.risk.groups(learn.xb, learn.yb)))
     @property
-    def value(self): return self.risk(torch.cat(self.losses)).item() if self.losses else None
+    def value(self): return of_all(self.risk, self.groups)(torch.cat(self.losses)).item() if self.losses else None
     @property
     def name(self): return str(self.risk)
 
 # %% ../nbs/03_callback.ipynb #fd501229
 class BatchRisk(Weighing):
     "Train on a hand-made risk of each batch (the paper's batch ρ), or replay a schedule of weights"
+    _stateattrs = (*Weighing._stateattrs, 'now')
     def __init__(self,
         risk,           # A Risk, a name as in `as_risk`, a function, or a `History` to replay step by step
         loss_func=None, # (pred, *y) -> one loss per sample, its mean the Learner's loss; the Learner's own by default
     ):
         super().__init__()
         if isinstance(risk, History): risk.at(0)  # an empty one is refused here
-        self.risk, self.loss_func = risk if isinstance(risk, History) else as_risk(risk), loss_func
+        self.risk, self.loss_func = risk if isinstance(risk, History) else anew(as_risk(risk)), loss_func
+    def begin_anew(self):
+        "Forget what came from another Learner"
+        super().begin_anew()
+        self.risk = anew(self.risk)
+    def before_batch(self):  # a model may edit its inputs in place
+        replays = isinstance(self.risk, History)
+        self.now = self.risk.at(self.n_step) if replays else of_batch(self.risk, self.xb, self.yb, process_group(self.model))
     def after_loss(self):
-        risk = self.risk.at(self.n_step) if isinstance(self.risk, History) else self.risk
         batch = self.batch_losses()
-        self.learn.loss_grad = risk(batch.values) * batch.scale
+        self.learn.loss_grad = self.now(batch.values) * batch.scale
+    def after_batch(self): self.given = self.now = None

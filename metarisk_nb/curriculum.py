@@ -146,6 +146,12 @@ class Curriculum:
         "Share of the batch whose weight has been taken away: 0 for uniform weights"
         return float((1 - self.reducer.n * self._weights).clamp(min=0).mean())
 
+    @property
+    def readings(self)->dict:
+        "What a logger wants to know: `harmful`, and the mean weight of the worst quarter of the batch, 1 for uniform weights"
+        n = self.reducer.n
+        return dict(harmful=self.harmful, worst_quarter=float(n * self._weights[:max(1, n // 4)].mean()))
+
     def seen(self,
         n, # Samples in this batch
         of # Samples in a pass over the training data

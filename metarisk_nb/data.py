@@ -27,7 +27,7 @@ from .networks import cnn, mlp, resnet18_32
 from .readers import checked_arrays, downloaded_cifar10, how_to_get, idx_array, image_folder
 from .risk import check_whole
 
-_all_ = ['mlp', 'cnn', 'resnet18_32']  # they stood here once
+_all_ = ['mlp', 'cnn', 'resnet18_32']  # they can be imported from here too
 
 # %% ../nbs/04_data.ipynb #4b117982
 noise_kinds = dict(uniform=lambda y, c, g: torch.randint(0, c, y.shape, generator=g),
@@ -36,12 +36,12 @@ noise_kinds = dict(uniform=lambda y, c, g: torch.randint(0, c, y.shape, generato
 
 def noisy_labels(
     y:Tensor,       # n labels 0 ... n_classes-1, left unchanged
-    rate:float,     # Share of the labels to change, in [0, 1]
+    rate:float,     # Share of the labels to pick, in [0, 1]
     n_classes:int,  # Number of classes
-    kind='uniform', # 'uniform': redrawn from all classes, as in the paper; 'pairflip': the next class; 'classwise': every second class's
+    kind='uniform', # 'uniform': redrawn from all classes, as in the paper; 'pairflip': the next class; 'classwise': that, in even classes
     seed=0,         # Decides which labels change, and to what
 )->Tensor:          # n labels
-    "`y` with a share `rate` of its labels changed (paper, section 4.2); ValueError for another rate or kind"
+    "`y` after a share `rate` of its labels went through the noise (paper, section 4.2); ValueError for another rate or kind"
     if not 0 <= rate <= 1: raise ValueError(f'rate must be a share in [0, 1], got {rate}')
     if kind not in noise_kinds: raise ValueError(f'kind must be one of {", ".join(noise_kinds)}, got {kind!r}')
     g, y = torch.Generator().manual_seed(seed), y.clone()
@@ -164,7 +164,7 @@ def _split(n, bs, seed, shares):
 def four_way(
     train,             # (images uint8 or float, labels), the images as (n, H, W) or (n, C, H, W)
     test,              # (images, labels)
-    noise=0.,          # Share of labels to change, in [0, 1]
+    noise=0.,          # As `rate` in `noisy_labels`
     noise_kind='uniform', # As in `noisy_labels`
     clean_valid=False, # Keep the labels of meta-validation clean
     bs=100,            # Batch size, 1 to the number of training images
@@ -199,7 +199,7 @@ fashion_classes = 'T-shirt Trouser Pullover Dress Coat Sandal Shirt Sneaker Bag 
 
 @delegates(four_way)
 def fashion_mini(
-    noise=0.,             # Share of labels to change, in [0, 1]
+    noise=0.,             # As `rate` in `noisy_labels`
     noise_kind='uniform', # As in `noisy_labels`
     clean_valid=False,    # Keep the labels of meta-validation clean
     bs=100,               # Batch size

@@ -7,13 +7,16 @@ __all__ = ['Learned']
 
 # %% ../nbs/parts/learned.ipynb #1e4411cc
 from copy import copy, deepcopy
+from functools import partial
 
 import torch
+from fastai.learner import ValueMetric
 from fastai.torch_core import join_path_file, num_distrib, rank_distrib
 from torch import Tensor
 
 from .curriculum import Curriculum
 from .files import replacing
+from .groups import GroupRisk, anew
 from .loaders import loader_bs, undivided
 from .losses import n_samples
 from .processes import process_group
@@ -26,7 +29,7 @@ def _of_curriculum(name, before=None):
 
 class Learned(Weighing):
     "A callback with a `Curriculum`: its weights, pictures and files"
-    curriculum = last_step = asked = pass_size = None  # `asked`: the user's method, if another one has replaced it
+    curriculum = last_step = asked = pass_size = risk = None  # `asked`: the user's method, if another one has replaced it
     drawn = 0
     reducer, history, opt_phi = map(_of_curriculum, ('reducer', 'history', 'optimizer'))
     harmful, guarded = _of_curriculum('harmful', 0.), _of_curriculum('guarded', 0)
@@ -38,6 +41,7 @@ class Learned(Weighing):
         if self.asked: self.method, self.asked = self.asked, None
         self.curriculum, self.last_step, self.n_step, self.drawn, self._counted = None, None, 0, 0, [0]
         self.found = self.head = self._target = self._counts = None
+        self.risk = anew(self.risk)
         self._named = frozenset()
 
     def begin_anew(self):
@@ -87,20 +91,38 @@ class Learned(Weighing):
         "The current weights for the batch size, worst loss first, detached"
         return self._learned().weights
 
+    @property
+    def sorted_by(self)->str:
+        "What a batch is sorted by: 'loss', or 'doubt' of the labels"
+        doubt = getattr(self.curriculum, 'doubt', None)
+        return 'doubt' if doubt is not None and doubt.began else 'loss'
+
+    def _reading(self, name):
+        if name == 'looks': return self.drawn
+        return self.curriculum.readings[name] if self.curriculum else dict(harmful=0., worst_quarter=1.)[name]
+    @property
+    def metrics(self)->list:
+        """Metrics for a Learner, by which `CSVLogger`, `TensorBoardCallback` and `WandbCallback` log what is learned
+
+        `harmful`: estimated share of the batch that does harm; `worst_quarter`: mean weight of the worst quarter of the batch, 1 for
+        uniform weights; `looks`: validation batches that were read."""
+        return [ValueMetric(partial(self._reading, name), name) for name in ('harmful', 'worst_quarter', 'looks')]
+
     def plot_weights(self, **kwargs):
         "Draw the current weights (arguments as in `plot.plot_weights`)"
         from metarisk_nb.plot import plot_weights
-        return plot_weights(self.weights, **kwargs)
+        return plot_weights(self.weights, **{'by': self.sorted_by, **kwargs})
 
     def plot_evolution(self, **kwargs):
         "Draw the weights through training (arguments as in `plot.plot_evolution`)"
         from metarisk_nb.plot import plot_evolution
         h = self._learned().history
-        return plot_evolution(h.steps, h.weights, **kwargs)
+        return plot_evolution(h.steps, h.weights, **{'by': self.sorted_by, **kwargs})
 
     def state_dict(self)->dict:
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"
-        return dict(self._learned('has nothing to save').state_dict(), n_step=self.n_step, drawn=self.drawn)
+        state = dict(self._learned('has nothing to save').state_dict(), n_step=self.n_step, drawn=self.drawn)
+        return dict(state, risk=self.risk.state_dict()) if isinstance(self.risk, GroupRisk) else state
 
     def load_state_dict(self,
         state:dict, # From `state_dict`
@@ -111,6 +133,7 @@ class Learned(Weighing):
         fits = now in (None, n) or n == getattr(self.reducer, 'n', None)
         new = self.new_curriculum(n if fits else now)
         new.load_state_dict(state)
+        if isinstance(self.risk, GroupRisk): self.risk.load_state_dict(state.get('risk', {}))
         self.curriculum, self.n_step, self.drawn, self.last_step = new, state['n_step'], state['drawn'], None
 
     def _path(self, file):

@@ -140,10 +140,9 @@ class LearnedWeights:
         return self.curriculum.harmful if self.curriculum else 0.
     @property
     def readings(self)->dict:
-        "What a logger wants to know: `harmful`; the mean weight of the worst quarter, 1 for uniform weights; looks at validation data"
-        w = self.weights
-        worst = 1. if w is None else float(len(w) * w[:max(1, len(w) // 4)].mean())
-        return dict(harmful=self.harmful, worst_quarter=worst, looks=self.witness.looks)
+        "What a logger wants to know: those of the curriculum, and how often validation data were looked at"
+        learned = self.curriculum.readings if self.curriculum else dict(harmful=0., worst_quarter=1.)
+        return dict(learned, looks=self.witness.looks)
 
     def listen(self):
         "Before the forward pass of a training batch: decide whether it brings evidence"

@@ -49,6 +49,11 @@ class LabelDoubt:
         self.note(pred, y, ids, n_items)
         return self.catch_up()[-len(pred):]
 
+    @property
+    def began(self)->bool:
+        "Has a batch been noted?"
+        return bool(self.noted) or self.expected is not None
+
     def note(self, pred, y, ids=None, n_items=0):
         "Keep a batch (arguments as in a call) whose doubts are not needed now, to be counted together with the next ones"
         if self.noted and self.noted[0][3] != n_items: self.noted = []  # the data set has changed

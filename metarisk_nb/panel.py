@@ -73,7 +73,8 @@ class MetaRiskPanel(Callback):
             self.picture.value = status
             return
         w = m.weights
-        says = f'After {m.n_step} steps the worst half of a batch has {100 * w[:len(w) // 2].sum():.0f}% of the weight'
+        half = 'the half of a batch with the ' + dict(loss='worst losses', doubt='most doubtful labels')[m.sorted_by]
+        says = f'After {m.n_step} steps {half} has {100 * w[:len(w) // 2].sum():.0f}% of the weight'
         self.picture.value = image_html(self.figure(), says) + status
         self.drawn += 1
         self.spent += time.perf_counter() - start

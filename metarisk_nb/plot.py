@@ -35,7 +35,7 @@ def bare_axes(
     ax=None,                 # Axes to draw on; those of a new figure by default
     figsize=(page_width, 3), # Width and height of a new figure, in inches
 ):                           # The Axes
-    "Axes without a frame at the top and the right, as every figure here has them"
+    "Axes without a frame at the top and the right"
     if ax is None: ax = plt.figure(figsize=figsize, layout='constrained').add_subplot()
     sns.despine(ax=ax)
     return ax
@@ -59,16 +59,23 @@ def plot_losses(
     return ax
 
 # %% ../nbs/06_plot.ipynb #de96df7e
+def _places(by):
+    "The label of an axis along a sorted batch"
+    ends = dict(loss='worst … best loss', doubt='most … least doubtful label')
+    if by not in ends: raise ValueError(f"by must be 'loss' or 'doubt', got {by!r}")
+    return f'% of the batch, {ends[by]}'
+
 def plot_weights(
-    w,             # n weights, that of the worst loss first
+    w,             # n weights, that of the worst loss (or the most doubtful label) first
     ax=None,       # Axes to draw on; a new one by default
     title='', ylabel='weight (× uniform)', color=palette['learned'], alpha=.85,
+    by='loss',     # What the batch is sorted by: 'loss', or 'doubt' of the labels
 ):                 # The Axes
-    "The weights of a sorted batch as steps from the worst to the best loss; dashed: the mean"
+    "The weights of a sorted batch as steps from the worst place to the best; dashed: the mean"
     ax, w = bare_axes(ax), as_array(w)
     ax.stairs(w * len(w), np.linspace(0, 100, len(w) + 1), fill=True, color=color, alpha=alpha)
     ax.axhline(1, ls='--', lw=1, color='.4')
-    ax.set(title=title, xlabel='% of the batch, worst … best loss', ylabel=ylabel, xlim=(0, 100))
+    ax.set(title=title, xlabel=_places(by), ylabel=ylabel, xlim=(0, 100))
     return ax
 
 # %% ../nbs/06_plot.ipynb #af308922
@@ -78,19 +85,20 @@ def _evenly(steps, n):
 
 def plot_evolution(
     steps,         # T training steps
-    weights,       # (T, n) weights at those steps, worst loss first
+    weights,       # (T, n) weights at those steps, that of the worst place first
     ax=None,       # Axes to draw on; a new one by default
     n_curves=6,    # How many of the T rows to draw, evenly spaced in training steps
     title='', cmap='crest',
+    by='loss',     # As in `plot_weights`
 ):                 # The Axes
-    "Weights through training as curves from the worst to the best loss, light (early) to dark (late)"
+    "Weights through training as curves from the worst place to the best, light (early) to dark (late)"
     ax, steps, w = bare_axes(ax), as_array(steps), as_array(weights)
     picks = _evenly(steps, n_curves)
     x = (np.arange(w.shape[1]) + .5) / w.shape[1] * 100
     for i, c in zip(picks, sns.color_palette(cmap, len(picks))):
         ax.plot(x, w[i] * w.shape[1], color=c, lw=2, label=f'{steps[i]:.0f}')
     ax.axhline(1, ls='--', lw=1, color='.4')
-    ax.set(title=title, xlabel='% of the batch, worst … best loss', ylabel='weight (× uniform)', xlim=(0, 100), ylim=(0, None))
+    ax.set(title=title, xlabel=_places(by), ylabel='weight (× uniform)', xlim=(0, 100), ylim=(0, None))
     ax.legend(title='step', frameon=False, loc='center left', bbox_to_anchor=(1, .5)) # beside the curves, wherever they run
     return ax
 
@@ -115,6 +123,7 @@ def plot_curriculum(
         ax.set(ylim=(0, max(1.2, 1.05 * w[picks].max() * w.shape[1])))
     for i, ax in enumerate(axs):
         ax.set(xticks=[0, 50, 100], xlabel='worst … best loss (%)' if i in (0, k // 2) else '')
+        for o, side in zip(ax.get_xticklabels(), ('left', 'center', 'right')): o.set_ha(side)  # clear of the next picture
         if ax is not axs[0] and ax is not learned[0]: ax.set_yticklabels([])
     axs[0].set_ylabel('weight (× uniform)')
     return axs

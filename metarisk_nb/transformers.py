@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .files import replacing
 from .loaders import augments
-from .loop import LearnedWeights, ValidationStream, cross_entropy
+from .loop import LearnedWeights, ValidationStream
 from .passes import seeded
 
 try: from transformers import Trainer
@@ -41,6 +41,8 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
     def forward(self, inputs): return self.model(**inputs)['logits']
+
+def _smoothed(pred, y, amount): return F.cross_entropy(pred.float(), y, label_smoothing=amount, reduction='none')
 
 # %% ../nbs/parts/transformers.ipynb #p4000006
 class MetaRiskTrainer(Trainer):
@@ -74,8 +76,7 @@ class MetaRiskTrainer(Trainer):
         valid = ValidationStream(DataLoader(dl.dataset, 200, collate_fn=dl.collate_fn), ready, seed=self.args.seed)
         with seeded(0): augmented = augments(DataLoader(self.train_dataset))
         group = torch.distributed.group.WORLD if self.args.world_size > 1 else None
-        smooth, loss = self.args.label_smoothing_factor, self.loss_func or cross_entropy
-        if smooth and not self.loss_func: loss = partial(_smoothed, amount=smooth)
+        loss = self.loss_func or partial(_smoothed, amount=self.args.label_smoothing_factor)
         return LearnedWeights(Logits(self.model), valid, len(self.train_dataset), self.every, augmented,
                               optimizer=self.optimizer, loss_func=loss, group=group)
     def _weights(self):
@@ -99,8 +100,7 @@ class MetaRiskTrainer(Trainer):
         inputs = dict(inputs)
         ids, y = inputs.pop(number, None), inputs.get(self.label_names[0])
         if not model.training: return super().compute_loss(model, inputs, return_outputs, **kwargs)
-        weights = self._weights()
-        weights.listen()
+        (weights := self._weights()).listen()
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
         loss = weights(outputs['logits'], y, ids, loss)
         return (loss, outputs) if return_outputs else loss
@@ -122,5 +122,3 @@ class MetaRiskTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         fn = Path(checkpoint or '')/self.file
         if checkpoint and fn.is_file(): self._weights().load_state_dict(torch.load(fn, map_location='cpu', weights_only=True))
-
-def _smoothed(pred, y, amount): return F.cross_entropy(pred.float(), y, label_smoothing=amount, reduction='none')

@@ -63,7 +63,7 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
     "ELR is ahead on small, noisy digits, by 2 points, and where labels flip to a neighbour, by 1": lambda: [
         round(-minus(fresh("presumption", **o), field("elr", **o))[0]) for o in (NOISY[6], NOISY[2])] == [2, 1]
         and all(below(fresh("presumption", **o), field("elr", **o)) for o in (NOISY[6], NOISY[2])),
-    "label smoothing gains half a point on right labels": lambda: .35 < minus(field("label_smoothing"), fresh("expected"))[0] < .65,
+    "Label smoothing gains half a point on right labels": lambda: .35 < minus(field("label_smoothing"), fresh("expected"))[0] < .65,
     "on a long tail with right labels logit adjustment, its setting chosen in hindsight, gains more than one": lambda: 1 < minus(
         field("logit_adjustment", shift="tail20"), fresh("expected", shift="tail20"))[0] < 1.7,
     "Noise that a network finds plausible is not seen at all, and a shorter run and GCE are ahead there": lambda:
@@ -101,7 +101,7 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
     "ends where plain training of half the length does": lambda: open_(risk("cvar", "paper"), risk("cvar", "half"))},
 "11_icvar": {
     "plain training has a lower ICVaR than the learned weights": lambda: below(risk("icvar", "expected"), risk("icvar", "learned")),
-    "a temperature brings every method to zero": lambda: all(mean(cooled("icvar", m)) == 0 for m in ("expected", "batch", "warm", "learned")),
+    "a temperature brings either to zero": lambda: all(mean(cooled("icvar", m)) == 0 for m in ("expected", "batch", "warm", "learned")),
     "cost nearly half of the right answers": lambda: .5 < ratio(acc("icvar", "learned", **CUT), acc("icvar", "expected", **CUT)) < .6,
     "several times that of plain training": lambda: 3 < ratio(risk("icvar", "learned"), risk("icvar", "expected")) < 6,
     "far below that of ICVaR on each batch and of a": lambda: all(ratio(risk("icvar", "learned"), risk("icvar", m)) < .5 for m in ("batch", "warm"))},
@@ -139,21 +139,22 @@ CLAIMS = { # Lesson -> text of its first screen -> what must hold
     "With the *noisy* labels of the same images the weights are as good": lambda: equal(noisy("learned", True), noisy("learned")),
     "is not seen to differ from them with no clean label at all": lambda: open_(
         noisy("learned", True), rivals(["harmless"], "test_acc", 2000, **HALF)["elr"]),
-    "today's default, without any either, is more than half a point above them at 50%": lambda: .5 < minus(bench("presumption", **HALF), noisy("learned", True))[0] < 1,
+    "Today's default, without any either, is more than half a point above them at 50%": lambda: .5 < minus(bench("presumption", **HALF), noisy("learned", True))[0] < 1,
     "Only the paper's own algorithm gains from clean validation labels, two points at 50%, and even so it stays below finetuning": lambda: 1.7 < minus(
         noisy("paper", True), noisy("paper"))[0] < 2.7 and below(noisy("paper", True), noisy("finetuned", True))},
 "15_label_noise": {
     "today's default is ahead on six of seven tasks with wrong labels, by 4 to 25 points": lambda: [round(o) for o in sorted(
         minus(fresh("presumption", **o), fresh("expected", **o))[0] for o in NOISY)][1::5] == [4, 25]
         and sum(below(fresh("expected", **o), fresh("presumption", **o)) for o in NOISY) == 6,
-    "about one point is left under uniform noise": lambda: all(
+    "about one point is left on clothes with balanced classes and uniform noise": lambda: all(
         .5 < minus(fresh("presumption", **o), shorter("fresh", **o))[0] < 1.5 for o in (HALF, FIFTH)),
     "More is left where the noise depends on the class, where some classes are rare (a *long tail*) and on small data": lambda: all(
         minus(fresh("presumption", **o), shorter("fresh", **o))[0] > 2 for o in (*NOISY[2:4], *NOISY[5:])),
-    "no difference is seen under uniform noise": lambda: all(open_(fresh("presumption", **o), field("elr", **o)) for o in (HALF, FIFTH)),
-    "the default is ahead on the long tail, and behind where labels flip to a neighbouring class and on small scans of digits":
-        lambda: below(field("elr", **NOISY[5]), fresh("presumption", **NOISY[5]))
-        and all(below(fresh("presumption", **o), field("elr", **o)) for o in (NOISY[2], NOISY[6])),
+    "no difference is seen there": lambda: all(open_(fresh("presumption", **o), field("elr", **o)) for o in (HALF, FIFTH)),
+    "the default is ahead on the long tail and behind on small scans of digits":
+        lambda: below(field("elr", **NOISY[5]), fresh("presumption", **NOISY[5])) and below(fresh("presumption", **NOISY[6]), field("elr", **NOISY[6])),
+    "Where labels flip to a neighbouring class its mean is about a point lower": lambda: .5 < minus(
+        field("elr", **NOISY[2]), fresh("presumption", **NOISY[2]))[0] < 1.5,
     "the default finds nothing, is plain training to the last bit, and loses to a shorter run and to training with GCE":
         lambda: fresh("presumption", **NOISY[4]) == fresh("expected", **NOISY[4])
         and all(below(fresh("presumption", **NOISY[4]), field(o, **NOISY[4])) for o in ("length", "gce")),

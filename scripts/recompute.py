@@ -90,8 +90,9 @@ def check_lesson(name):
 
 
 def unclaimed(text):
-    "Sentences without a claim in the two paragraphs on what the package is worth"
-    judged = re.sub(r"\*\*What it is (?:not )?worth\.\*\*", "", "\n".join(o for o in text.splitlines() if o.startswith("**What it is")))
+    "Sentences without a claim in the two lists of what the package is worth"
+    judged = re.search(r"^\*\*What it is worth\.\*\*(.*?)^Lessons ", text, re.M | re.S)[1]
+    judged = re.sub(r"^\*\*What it is not worth\.\*\*|^\* ", "", judged, flags=re.M)
     for sentence in re.split(r"(?<=[.;])\s+", judged):
         if sentence.strip() and not any(claim in sentence or sentence.strip(" .;:") in claim for claim in CLAIMS["README"]): yield sentence
 

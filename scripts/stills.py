@@ -25,14 +25,27 @@ def untouched(p): pass
 def lift(p): drag(p, p.get_by_role("slider", name="loss of sample 7"), .3)
 
 
+def apart(p):
+    for sample, key in ("1", "ArrowUp"), ("2", "ArrowDown"):
+        p.get_by_role("slider", name=f"what sample {sample} wants").focus()
+        for _ in range(10): p.keyboard.press(key)
+    p.locator(":focus").blur()
+
+
+def outlined():
+    d = SpectrumDesigner([0, .5, 2.5, 2.5, 2])
+    d.beside = "icvar:.5"
+    return d
+
+
 def to_the_end(p):
     p.get_by_label("Step", exact=True).focus()
     p.keyboard.press("End")
 
 
 STILLS = dict(risk_explorer=(RiskExplorer, untouched), risk_explorer_dragged=(lambda: RiskExplorer(TEN, "cvar:.2"), lift),
-              spectrum_designer=(SpectrumDesigner, untouched), knots_by_hand=(lambda: SpectrumDesigner([0, .5, 2.5, 2.5, 2]), untouched),
-              inner_step=(InnerStep, untouched), curriculum_player=(player, to_the_end), noise_lab=(NoiseLab, untouched))
+              spectrum_designer=(SpectrumDesigner, untouched), knots_by_hand=(outlined, untouched),
+              inner_step=(InnerStep, apart), curriculum_player=(player, to_the_end), noise_lab=(NoiseLab, untouched))
 
 
 def wiggle(p, node, seconds=3):

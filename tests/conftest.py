@@ -13,7 +13,7 @@ SHARED = {"built": "site", "handout": "handout", "lesson": "widgets", "wheel": "
 # Seconds of the tests that take long, by a part of their name, with the fixture made for them; rough figures are enough, they only decide what starts first
 SECONDS = {"test_risk_explorer": 40, "test_no_problem_is_found": 30, "pages_in_a_browser": 30, "axe_finds": 10, "killed": 30, "test_wheel": 20,
            "two_sweeps": 16, "two_processes_learn": 8, "demo_does_its_job": 12, "handout_has": 15, "bundled_runs": 8, "test_notebook_runs": 8,
-           "[03_": 15, "[05_": 20, "[07_": 14, "[08_": 12, "[09": 12, "test_loop_learns": 5, "both_shapes": 5}
+           "[03_": 15, "[05_": 20, "[07_": 14, "[08_": 12, "[09": 12, "test_loop_learns": 5, "two_processes_learn_the_same": 20}
 
 
 @pytest.fixture(autouse=True)

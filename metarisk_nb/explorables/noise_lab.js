@@ -105,7 +105,7 @@ function build(change, state) {
     return words(s, numbers);
   }
   const lines95 = "Lines are 95% intervals over at least five seeds; with fewer seeds, each run is a dot.";
-  const shorter = "Hollow marks and second numbers: at the step that noisy validation chooses, which is what a shorter run would have given.";
+  const shorter = "Hollow marks and second numbers: at the step of the same run that noisy validation chooses.";
   const key = html("p", { class: "key" }, `Filled marks and first numbers: at the last step. ${shorter} ${lines95}`);
   const controls = html("div", { class: "controls" }, data.root, noise.root, method.root);
   return { parts: [controls, html("div", { class: "plots" }, left, html("div", {}, early.root, late.root)), key], draw };

@@ -89,7 +89,10 @@ def plot_field(
     words = t.assign(w=[f'{d:+.1f}{_marks.get(h, "")}' for d, h in zip(t['diff'], t.here)]).pivot(index='rival', columns='task', values='w')
     ax = bare_axes(ax, figsize=(page_width, .8 + .34 * len(grid)))
     sns.heatmap(grid, cmap='vlag_r', center=0, vmin=-most, vmax=most, annot=words.reindex_like(grid).fillna(''), fmt='', cbar=False, ax=ax,
-                linewidths=1, annot_kws=dict(size=9))
+                linewidths=1, annot_kws=dict(size=9, color='k'))
+    for o in ax.texts:
+        x, y = map(int, o.get_position())
+        if abs(grid.iloc[y, x]) > .9 * most: o.set_color('w')  # dark cells
     ax.set(xlabel='', ylabel='')
     ax.set_xticks(ax.get_xticks(), [o.replace(' ', '\n') for o in grid.columns], rotation=0)
     ax.tick_params(length=0)

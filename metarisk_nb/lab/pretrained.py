@@ -32,8 +32,12 @@ class Lite0Body(nn.Module):
         super().__init__()
         self.size, self.net = size, _with_imagenet_weights()
         self.net._fc = nn.Identity()
-        for m in self.net.modules():
-            if isinstance(m, nn.BatchNorm2d): m.momentum = .1  # torch's default: ImageNet's .01 is too slow for a few hundred steps
+    def train(self, mode=True):
+        "As any module's, but batch norm keeps the statistics of ImageNet"
+        super().train(mode)
+        for m in self.modules():
+            if isinstance(m, nn.BatchNorm2d): m.eval()
+        return self
     def forward(self, x:Tensor)->Tensor:
         "(n, 1280, size/32, size/32) features of (n, 3, H, W) images with mean 0 and standard deviation 1"
         x = F.interpolate(x / 2, size=(self.size, self.size), mode='bilinear', align_corners=False)

@@ -96,7 +96,7 @@ def cost_table(
 def _why_not(r, what):
     "Why a goal may be out of reach: the share of the best peer's time or memory that every method needs"
     if what not in _by_peer: return ''
-    if what.startswith('time'): return f'; the inner steps and the validation batch alone take {_time(r, "shared"):.2f}'
+    if what.startswith('time'): return f'; plain passes over the inner batches and the validation batch alone take {_time(r, "shared"):.2f}'
     if r['rows']['shared'].get('mb') is None: return ''
     gradients = r['k'] * r['parameters_mb'] / r['rows'][best_peer(r, 'mb')]['mb']
     return f'; the validation batch or one inner step alone take {_memory(r, "shared"):.2f}, K gradients {gradients:.2f}'

@@ -193,9 +193,10 @@ def plot_risks(
     "Risk against accuracy: a large mark for each mean, a small dot for each seed"
     ax = bare_axes(ax)
     for m, o in by_method(df):
-        ax.scatter(o[column], o.test_acc, s=12, color=colors[m], alpha=.5, lw=0)
-        ax.scatter(o[column].mean(), o.test_acc.mean(), s=150 if m == 'expected' else 70, color=colors[m], label=names[m],
-                   edgecolor='k' if m == 'learned' else 'w', marker='D' if m == 'half' else 'o')
+        half = m == 'half'  # hollow
+        ax.scatter(o[column], o.test_acc, s=12, color='w' if half else colors[m], edgecolor=colors[m], alpha=.5, lw=half)
+        ax.scatter(o[column].mean(), o.test_acc.mean(), s=150 if m == 'expected' else 70, color='w' if half else colors[m], label=names[m],
+                   edgecolor='k' if half or m == 'learned' else 'w', marker='D' if half else 'o')
     ax.set_title(title)
     ax.set(xlabel=xlabel, ylabel='test accuracy (%)')
     ax.grid(alpha=.3)

@@ -2,8 +2,10 @@
 import numpy as np
 import pytest
 import torch
+from common import fit, learner
 from matplotlib import pyplot as plt
 
+from metarisk_nb.callback import MetaRisk
 from metarisk_nb.plot import *
 from metarisk_nb.training import recipes
 
@@ -45,6 +47,24 @@ def test_scores_begin_where_they_are_told():
 def test_weights_are_multiples_of_the_uniform_ones(kind):
     ax = plot_weights(kind([.5, .25, .25, 0.]))
     assert heights(ax).tolist() == [2, 1, 1, 0] and ax.patches[0].get_data().edges.tolist() == [0, 25, 50, 75, 100]
+
+
+def test_the_axis_says_what_the_batch_is_sorted_by():
+    assert plot_weights(w[0]).get_xlabel() == plot_evolution(steps, w).get_xlabel() == "% of the batch, worst … best loss"
+    doubt = "% of the batch, most … least doubtful label"
+    assert plot_weights(w[0], by="doubt").get_xlabel() == plot_evolution(steps, w, by="doubt").get_xlabel() == doubt
+    with pytest.raises(ValueError, match="by must be 'loss' or 'doubt', got 'rank'"): plot_weights(w[0], by="rank")
+
+
+@pytest.mark.parametrize("setting, by", [({}, "doubt"), ({"rank": "class"}, "doubt"), ({"rank": "loss"}, "loss"), ({"rule": "merit"}, "loss")])
+def test_a_callback_says_what_it_sorts_by(setting, by):
+    m = fit(learner([MetaRisk(**setting)]), 1).meta_risk
+    again = MetaRisk(**setting)
+    again.load_state_dict(m.state_dict())
+    end = dict(loss="worst … best loss", doubt="most … least doubtful label")[by]
+    for o in m, again:
+        assert o.sorted_by == by and o.plot_weights().get_xlabel() == f"% of the batch, {end}"
+    assert m.plot_evolution().get_xlabel().endswith(end) and m.plot_weights(by="loss").get_xlabel().endswith("worst … best loss")
 
 
 @pytest.mark.parametrize("target", [None, np.r_[np.ones(2) / 2, np.zeros(18)]], ids=["alone", "with target"])
