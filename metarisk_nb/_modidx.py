@@ -882,6 +882,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'metarisk_nb.lab.scales': { 'metarisk_nb.lab.scales._against': ('lab/scales.html#_against', 'metarisk_nb/lab/scales.py'),
                                         'metarisk_nb.lab.scales._bench': ('lab/scales.html#_bench', 'metarisk_nb/lab/scales.py'),
                                         'metarisk_nb.lab.scales._field': ('lab/scales.html#_field', 'metarisk_nb/lab/scales.py'),
+                                        'metarisk_nb.lab.scales._finetune': ('lab/scales.html#_finetune', 'metarisk_nb/lab/scales.py'),
                                         'metarisk_nb.lab.scales._harmless': ('lab/scales.html#_harmless', 'metarisk_nb/lab/scales.py'),
                                         'metarisk_nb.lab.scales._human': ('lab/scales.html#_human', 'metarisk_nb/lab/scales.py'),
                                         'metarisk_nb.lab.scales._lengths': ('lab/scales.html#_lengths', 'metarisk_nb/lab/scales.py'),

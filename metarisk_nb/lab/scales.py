@@ -117,6 +117,16 @@ def _human(**data):
     return [*(o for b in base for o in _against(b, False)),
             *(o for p in people['people'] for o in _against(dict(p, seeds=3, **data), True))]
 
+def _finetune():
+    """Fine-tuning a network that has seen ImageNet, five passes over 5,000 images with the labels of people
+
+    Rivals with constants are tuned on the first seed."""
+    base = dict(data='cifar10_5000', arch='lite0', schedule='fine_tune', bs=64, steps=310, lr=5e-3, opt='adam', wd=.01)
+    tasks = [dict(base, noise_kind=k, noise=v) for k, v in _people.items()]
+    ours = [dict(o, seeds=3, method=['expected', 'presumption', 'deleted']) for o in tasks]
+    shorter = [dict(o, seeds=3, steps=155, method='expected') for o in tasks]
+    return [*ours, *shorter, *(r for o in tasks for r in _tuned(dict(o, seeds=1), 'gce', 'elr', 'label_smoothing'))]
+
 scales = dict(
     cpu=dict(
         risk=[dict(_fashion, seeds=5, objective=targets, method=_by_hand + _full),
@@ -131,7 +141,7 @@ scales = dict(
         fails=[_short | dict(method='expected'), _short | dict(meta=_barer),
                _all_of_cifar | dict(method='expected'), _all_of_cifar | dict(meta=[{}, _bare | dict(every=20)])],
         harmless=_harmless(), fresh=_bench(first=5), rivals=_rivals(),
-        human=_human(), second=_human(data='cifar10_second'), suspects=_suspects(),
+        human=_human(), second=_human(data='cifar10_second'), suspects=_suspects(), finetune=_finetune(),
         cooled=[dict(o, seeds=5, objective=targets, method=[*_by_hand, 'learned']) for o in (_fashion, _digits)]),
     paper=dict(risk=[dict(_paper, seeds=5, objective=targets, method=_by_hand + _full)],
                noise=[*_noise(_paper), _paper | _clean | dict(seeds=5, valid_share=.02, method=['expected', *_full]),

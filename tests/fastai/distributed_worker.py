@@ -13,6 +13,7 @@ from torch import nn
 
 from metarisk_nb.batches import MetaBatches
 from metarisk_nb.callback import BatchRisk, MetaRisk, RiskMetric
+from metarisk_nb.groups import GroupRisk
 
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
@@ -42,6 +43,9 @@ class Look(Callback):
             if hasattr(self.learn, "meta_risk"): self.learn.meta_risk.save("meta")
 
 
+def label(x, y): return y
+
+
 def model(): torch.manual_seed(0); return nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
@@ -57,9 +61,10 @@ class Apart(MetaBatches):
 
 
 def run(out, risk="expected", kind="meta", epochs=2, start=0, die=-1, sync_bn=False, join=0, bn=False, reduction="mean", weight=None, **kw):
+    if risk.startswith("groups:"): risk = GroupRisk(label, risk[7:], eta=.5)
     cbs = {"meta": [MetaRisk(risk, every=1, warmup=0, **kw)], "batch": [BatchRisk(risk)], "plain": [], "default": [MetaRisk()]}[kind]
     loss = CrossEntropyLossFlat(reduction=reduction, weight=weight and torch.tensor(weight))
-    learn = learner(cbs, model=model(), shuffle=False, bs=10 * (join or 1), loss=loss, metrics=[RiskMetric("cvar:.3")])
+    learn = learner(cbs, model=model(), shuffle=False, bs=10 * (join or 1), loss=loss, metrics=[RiskMetric(risk if getattr(risk, "kind", "") == "worst" else "cvar:.3")])
     if bn: learn.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Linear(16, 3))
     learn.path, look = Path(out), Look(die)
     learn.add_cb(look)

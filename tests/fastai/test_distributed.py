@@ -45,7 +45,8 @@ def close(a, b, eps): return all((x - y).abs().max() < eps for x, y in zip(a, b)
 
 
 SETTINGS = [dict(kind="plain"), dict(kind="batch", risk="cvar:.3"), dict(), dict(n_inner=3), dict(n_inner=3, method="finite_difference", meta_bs=30),
-            dict(n_inner=2, fresh=True, knots=None, risk="cvar:.3"), dict(bn=True, epochs=1)]
+            dict(n_inner=2, fresh=True, knots=None, risk="cvar:.3"), dict(kind="batch", risk="groups:dro"), dict(kind="batch", risk="groups:worst"),
+            dict(risk="groups:worst"), dict(bn=True, epochs=1)]
 WEIGHED = dict(weight=[.2, 1., 3.], reduction="sum")
 OWN = [dict(kind="plain", **WEIGHED), dict(kind="batch", risk="expected", **WEIGHED), dict(meta_lr=1e-7, **WEIGHED)]
 
