@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .losses import bare
 from .processes import gathered
-from .risk import Risk, as_risk, weighted_sum
+from .risk import Risk, check_losses, weighted_sum
 
 # %% ../nbs/parts/groups.ipynb #9a000005
 def check_groups(
@@ -68,6 +68,20 @@ def _check(of, kind, weights, eta):
         raise ValueError(f'weights must be a row of numbers, one per group, not negative and not all 0, got {weights}')
     return w
 
+class _Among(Risk):
+    "A risk over groups, told which sample is in which group"
+    def __init__(self, risk, groups): self.risk, self.groups = risk, groups
+    def __repr__(self): return f'{self.risk}'
+    def value(self, losses):
+        n = len(self.groups)
+        if n != len(losses): raise ValueError(f'of must give groups of {len(losses)} samples, got those of {n}')
+        means, counts = group_means(losses, self.groups)
+        if not counts.sum(): raise ValueError('of gives no group to any sample of this batch: at least one must be in a group')
+        return kinds[self.risk.kind](self.risk, means, counts)
+    def influence(self, losses):  # the losses stay in the order of the groups
+        l = check_losses(losses).detach().requires_grad_()
+        with torch.enable_grad(): return torch.autograd.grad(self(l), l)[0][l.argsort(descending=True, stable=True)]
+
 class GroupRisk(Risk):
     "The worst group, a mean of the groups, or group DRO; each group counts by the mean of its losses"
     def __init__(self,
@@ -93,12 +107,7 @@ class GroupRisk(Risk):
         groups:Tensor, # As from `check_groups`
     )->Risk:
         "The risk of losses whose samples are in these groups"
-        def risk(losses):
-            if len(groups) != len(losses): raise ValueError(f'of must give groups of {len(losses)} samples, got those of {len(groups)}')
-            means, counts = group_means(losses, groups)
-            if not counts.sum(): raise ValueError('of gives no group to any sample of this batch: at least one must be in a group')
-            return kinds[self.kind](self, means, counts)
-        return as_risk(risk)
+        return _Among(self, groups)
 
     def on(self,
         x,          # Inputs of the batch: (x, ...), or x alone

@@ -22,6 +22,7 @@ from ..data import cifar10_arrays, data_path, fashion_classes
 from ..files import replacing
 from .drawn import shapes, table, topics
 from .pretrained import lite0
+from .real import airlines, docstrings, flights, libraries
 from ..networks import cnn, mlp, resnet18_32
 from ..readers import checked_arrays
 
@@ -101,10 +102,11 @@ study_data = dict(digits=(_digits, _numbers), digits_300=(_digits_300, _numbers)
                   shapes=(_drawn(shapes, 1200), _numbers), topics=(_drawn(topics, 2000), _numbers), table=(_drawn(table, 3000), _numbers),
                   cifar10_cut=(_cifar10_cut, cifar10_classes), cifar10_second=(_cifar10_second, cifar10_classes),
                   cifar10_5000=(_cifar10_5000, cifar10_classes),
+                  docstrings=(lambda path: docstrings(), libraries), flights=(lambda path: flights(), airlines),
                   cifar10=(_cifar10, cifar10_classes)) # Name -> (arrays, classes)
 n_classes = 10 # Of all of them
 _shares = dict(digits=(1000/1400, 200/1400), digits_300=(2/3, 1/6), shapes=(.7, .15), topics=(.8, .1), table=(.8, .1),
-               cifar10_5000=(.8, .1))
+               cifar10_5000=(.8, .1), docstrings=(.8, .1), flights=(.8, .1))
 
 def split_shares(
     name, # As in `study_data`

@@ -45,9 +45,11 @@ def study_runs(
 _sustained = .4 # Share of the speed in the data sheet that training reaches
 _launch = .28e-3 # Seconds per parameter tensor that a host needs for a plain step, measured beside an H100
 _image = dict(digits=(1, 8, 8), digits_300=(1, 8, 8), shapes=(3, 24, 24), topics=(1, 1, 300), table=(1, 1, 20),
-              fashion_mini=(1, 28, 28), cifar10_cut=(3, 16, 16), cifar10_second=(3, 16, 16), cifar10=(3, 32, 32), cifar10_5000=(3, 32, 32))
+              fashion_mini=(1, 28, 28), cifar10_cut=(3, 16, 16), cifar10_second=(3, 16, 16), cifar10=(3, 32, 32), cifar10_5000=(3, 32, 32),
+              docstrings=(1, 1, 500), flights=(1, 1, 124))
 _n = dict(digits=1400, digits_300=300, shapes=1200, topics=2000, table=3000, # Number of images before the split
-          fashion_mini=12_000, cifar10_cut=12_000, cifar10_second=12_000, cifar10=50_000, cifar10_5000=5000)
+          fashion_mini=12_000, cifar10_cut=12_000, cifar10_second=12_000, cifar10=50_000, cifar10_5000=5000,
+          docstrings=2000, flights=5000)
 
 def times_plain(
     r:Run,

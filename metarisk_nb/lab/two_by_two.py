@@ -7,7 +7,7 @@ __all__ = ['steps', 'looks', 'ways', 'columns', 'mark', 'four_groups', 'two_by_t
            'repeated', 'jtt', 'study', 'chosen', 'compared']
 
 # %% ../../nbs/lab/two_by_two.ipynb #9a000203
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import fastai.callback.progress  # noqa: F401 (it adds `no_bar` to Learner)
@@ -33,6 +33,7 @@ from .stats import judged
 from ..readers import checked_arrays
 
 # %% ../../nbs/lab/two_by_two.ipynb #9a000205
+@cache
 def _pictures(which):
     "Upper garments of Fashion-MNIST at half the resolution, and whether each is a T-shirt or a shirt"
     d = checked_arrays(data_path, 'fashion_mini')

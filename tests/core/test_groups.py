@@ -80,6 +80,10 @@ def test_the_mean_lies_between_all_groups_and_the_worst_is_at_the_top(rows):
     assert torch.isclose(worst, max(means)) and torch.isclose(mean, torch.stack(means).mean(), atol=1e-5)
 
 
+def test_influence_is_sorted_by_loss_and_belongs_to_the_right_samples():
+    assert torch.allclose(on("mean").influence(L), torch.tensor([1 / 6, 1 / 4, 1 / 6, 1 / 4, 1 / 6]))  # of the losses 6, 3, 3, 1, 0
+
+
 def test_one_group_of_all_is_the_mean_of_the_losses():
     for k in ("worst", "mean", "dro"): assert torch.isclose(GroupRisk(lambda x, y: 0 * y, k).on(X, Y)(L), L.mean())
 

@@ -23,7 +23,7 @@ ROOMS = """
     risk reducer processes files view explorable plot
     kernels passes checks losses groups record audit order head curriculum guard presumption hypergrad inner_step loaders samples batches weighing learned arranging reporting evidence loop lightning transformers callback by_group panel
     networks readers data cleaning cleaner
-    lab.drawn lab.pretrained lab.datasets lab.run lab.store lab.robust lab.methods lab.suspects lab.train lab.sweep lab.timing lab.contenders lab.report lab.bench lab.scales lab.plan lab.cli lab.stats lab.tables lab.rivals lab.targets lab.field lab.front lab.two_by_two
+    lab.drawn lab.real lab.pretrained lab.datasets lab.run lab.store lab.robust lab.methods lab.suspects lab.train lab.sweep lab.timing lab.contenders lab.report lab.bench lab.scales lab.plan lab.cli lab.stats lab.tables lab.rivals lab.targets lab.field lab.front lab.two_by_two
     training study cost scales tables stored widget all
 """.split()
 # The public names of each module in the first edition: all of them stay importable from there
