@@ -11,14 +11,12 @@ from copy import deepcopy
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .audit import label_report
-from .evidence import class_balanced, own_part, second_moments
-from .head import LastLinear
+from .head import LastLinear, second_moments
 from .loaders import reloaded
-from .losses import mae_loss, single_label
+from .losses import class_balanced, mae_loss, single_label
 from .passes import seeded
 from .presumption import Presumption
-from .processes import gathered, summed
+from .processes import gathered, own_part, summed
 
 # %% ../nbs/parts/loop.ipynb #p2000006
 class ValidationStream:
@@ -222,6 +220,7 @@ class LearnedWeights:
         if doubt: doubt.catch_up()
         if doubt: doubt.record.catch_up()
         if not doubt or not len(doubt.record): raise ValueError('a label report needs a training run with `ids`, the places of its samples')
+        from metarisk_nb.audit import label_report
         return label_report(doubt.record, items, names, n, judged=True)
 
     def state_dict(self)->dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['meta_losses', 'PerSample', 'per_sample', 'bare', 'tensors', 'n_samples', 'sample_losses', 'edits', 'check_targets',
-           'gce_loss', 'mae_loss', 'single_label', 'named_meta_loss']
+           'gce_loss', 'mae_loss', 'class_weights', 'class_balanced', 'single_label', 'named_meta_loss']
 
 # %% ../nbs/parts/losses.ipynb #f9549ba1
 import inspect
@@ -169,6 +169,25 @@ def mae_loss(
     return gce_loss(pred, y, 1., **kwargs)
 
 meta_losses = dict(mae=mae_loss, gce=gce_loss)
+
+def class_weights(
+    y:Tensor,      # Labels of a batch; a negative one is ignored
+    counts:Tensor, # Samples of each class so far
+)->Tensor:         # As many weights, which sum to 1; all classes have the same share
+    "Weights for the samples of a batch under which all classes count equally"
+    w = torch.where(y < 0, 0., 1 / counts[y.clamp(min=0)].clamp(min=1))
+    return w / w.sum().clamp(min=1e-12)
+
+def class_balanced(
+    l:Tensor,    # Losses of a batch
+    y:Tensor,    # Their labels; a negative one is ignored
+    counts=None, # Samples of each class in the batches before
+)->tuple:        # The mean, a 0-d tensor, and the counts with this batch
+    "The mean loss, where each class counts alike"
+    y = y.long()
+    n = torch.bincount(y.clamp(min=0), minlength=0 if counts is None else len(counts))
+    if counts is not None: n[:len(counts)] += counts
+    return class_weights(y, n).to(l).dot(l), n
 
 # %% ../nbs/parts/losses.ipynb #6d8ef3bf
 def single_label(

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from metarisk_nb.curriculum import Curriculum
-from metarisk_nb.evidence import Places, class_weights
+from metarisk_nb.evidence import Places
 from metarisk_nb.guard import Guard
 from metarisk_nb.head import LastLinear
 from metarisk_nb.hypergrad import hypergradient
-from metarisk_nb.losses import gce_loss, mae_loss
+from metarisk_nb.losses import class_weights, gce_loss, mae_loss
 from metarisk_nb.order import LabelDoubt, Population
 from metarisk_nb.presumption import Gap, Presumption
 from metarisk_nb.risk import CVaR, ExpectedValue

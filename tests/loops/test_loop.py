@@ -1,5 +1,7 @@
 "`LearnedWeights` learns in a loop of a few lines what `MetaRisk()` learns in a Learner"
 import io
+import subprocess
+import sys
 from functools import partial
 
 import fastai.callback.progress  # noqa: F401 (it adds `no_bar`)
@@ -145,3 +147,9 @@ def test_what_cannot_be_learned_from_is_refused(make, says):
 
 def test_an_empty_validation_loader_is_refused():
     with pytest.raises(ValueError, match="empty"): next(ValidationStream([]))
+
+
+def test_none_of_it_loads_fastai():
+    code = "import sys, metarisk_nb.loop, metarisk_nb.lightning, metarisk_nb.transformers; print([o for o in ('fastai', 'fastcore') if o in sys.modules])"
+    r = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert r.returncode == 0 and r.stdout.strip() == "[]", r.stderr[-2000:]
