@@ -4,8 +4,8 @@ from .risk import *
 from .reducer import *
 from .hypergrad import *
 from .callback import *
-from .groups import *
-from .by_group import *
+from .groups import ColumnGroups, GroupRisk, last_target  # noqa: F401
+from .by_group import group_report  # noqa: F401
 from .data import *
 from .cleaning import *
 from .lab.datasets import cifar10_classes, network, study_data  # noqa: F401

@@ -23,13 +23,13 @@ class LastLinear:
     def __init__(self,
         model:nn.Module,
     ):
-        self.model, self.layers = model, [m for m in model.modules() if type(m) is nn.Linear]
+        self.model, self.layers = model, [m for m in model.modules() if isinstance(m, nn.Linear)]
         self.found, self.read, self.gave, self._hooks = None, None, None, []
 
     def listen(self):
         "Record the layer's input and output in the next pass"
         self.stop()
-        self.passes = deque(maxlen=2 * len(self.layers))  # an interrupted pass may leave the hooks behind
+        self.passes = deque(maxlen=8 * len(self.layers))  # an interrupted pass may leave the hooks behind
         self._hooks = [m.register_forward_hook(self._note) for m in ([self.found] if self.found else self.layers)]
     def _note(self, layer, args, out):
         given = out.clone()  # what a loss may edit in place
@@ -39,6 +39,11 @@ class LastLinear:
         "Stop recording"
         for h in self._hooks: h.remove()
         self._hooks = []
+
+    def forget(self):
+        "Hold no tensors of the last pass"
+        self.read = self.gave = None
+        self.passes = deque()
 
     def heard(self,
         out, # The model's output, or the part of it that the loss gets

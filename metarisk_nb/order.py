@@ -57,7 +57,7 @@ class LabelDoubt:
     def note(self, pred, y, ids=None, n_items=0):
         "Keep a batch (arguments as in a call) whose doubts are not needed now, to be counted together with the next ones"
         if self.noted and self.noted[0][3] != n_items: self.noted = []  # the data set has changed
-        if len(self.noted) == self.most: self.catch_up()
+        if len(self.noted) == self.most or self.noted and (self.noted[0][2] is None) != (ids is None): self.catch_up()
         self.noted.append((pred.detach().clone(), y.flatten().long(), ids, n_items))
 
     def catch_up(self):

@@ -4,7 +4,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
-from metarisk_nb.loop import LearnedWeights, ValidationStream
+from metarisk_nb.loop import LearnedWeights
+from metarisk_nb.validation import ValidationStream
 
 N, BS = 1000, 100
 
@@ -45,8 +46,8 @@ class Noted(Dataset):
         return self.dataset[i]
 
 
-def plain_loop(order, parts=1, valid_seed=0, learned=True, own_loss=None, opt=sgd, **kwargs):
-    "The network and the learned weights of a loop over batches of these samples, `parts` of them to an optimizer step"
+def plain_loop(order, parts=1, valid_seed=0, learned=True, own=False, opt=sgd, **kwargs):
+    "Network and weights of a loop over batches of these samples, `parts` of them to an optimizer step; `own`: it has a loss of its own"
     (train, valid), model = sets(), net()
     opt = opt(model)
     stream = ValidationStream(torch.utils.data.DataLoader(valid, BS), lambda b: ((b[0],), b[1]), seed=valid_seed)
@@ -56,7 +57,7 @@ def plain_loop(order, parts=1, valid_seed=0, learned=True, own_loss=None, opt=sg
         if learned: weights.listen()
         pred = model(x)
         loss = nn.functional.cross_entropy(pred, y)
-        if learned: loss = weights(pred, y, ids, loss)
+        if learned: loss = weights(pred, y, ids, *((loss, 1.) if own else ()))
         (loss / parts).backward()
         if (i + 1) % parts: continue
         opt.step()

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 lightning = pytest.importorskip("lightning", reason="pip install 'metarisk_nb[lightning]'")
 from lightning.pytorch.loggers import CSVLogger  # noqa: E402
 
-from metarisk_nb.lightning import MetaRiskCallback, last_is_target  # noqa: E402
+from metarisk_nb.lightning import MetaRiskCallback  # noqa: E402
+from metarisk_nb.validation import last_is_target  # noqa: E402
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -162,6 +163,101 @@ def test_what_was_learned_is_logged(tmp_path):
 def test_without_validation_data_nothing_begins(tmp_path):
     with pytest.raises(ValueError, match="valid="): fit(tmp_path, Digits(), [MetaRiskCallback()], dls=(loaders()[0], None))
     with pytest.raises(ValueError, match="split="): last_is_target(dict(x=1))
+
+
+class Skips(Digits):
+    "Every other pass it leaves out a batch, and of one batch it takes a part"
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        if batch_idx == 2 and self.current_epoch % 2: return None
+        if batch_idx == 4: x, y = x[:60], y[:60]
+        return self.meta_risk(self.net(x), y)
+
+
+def test_a_batch_that_is_skipped_or_cut_leaves_the_numbers_of_the_others(tmp_path):
+    module, callback = Skips(), MetaRiskCallback()
+    fit(tmp_path, module, [callback])
+    _, given, clean = arrays()
+    assert (given != clean)[callback.label_report()["index"][:200].tolist()].float().mean() > .95 and accuracy(module.net) > .85
+
+
+def test_each_fit_begins_anew_though_a_checkpoint_was_tested_before(tmp_path):
+    callback, module, (train, valid) = MetaRiskCallback(), Digits(), loaders()
+    trainer = fit(tmp_path, module, [callback, lightning.pytorch.callbacks.ModelCheckpoint(tmp_path)], 20, (train, valid), enable_checkpointing=True)
+    assert callback.learned.harmful > .3
+    trainer.validate(module, valid, ckpt_path="best", verbose=False)
+    fit(tmp_path, Digits(), [callback], 1, (train, valid))
+    assert callback.learned.harmful == 0
+
+
+def test_after_an_error_module_and_loader_are_as_they_were(tmp_path):
+    class Fails(Digits):
+        def on_train_epoch_end(self): raise RuntimeError("no more")
+    module, dls = Fails(), loaders()
+    sampler = dls[0].batch_sampler.sampler
+    with pytest.raises(RuntimeError, match="no more"): fit(tmp_path, module, [MetaRiskCallback()], dls=dls)
+    assert dls[0].batch_sampler.sampler is sampler and not hasattr(module, "meta_risk")
+
+
+def test_outside_training_it_is_the_mean(tmp_path):
+    class Shared(Digits):
+        def validation_step(self, batch, batch_idx): self.log("valid_loss", self.meta_risk(self.net(batch[0]), batch[1]))
+        test_step = validation_step
+    module, (train, valid), callback = Shared(), loaders(), MetaRiskCallback()
+    trainer = fit(tmp_path, module, [callback], 12, (train, valid))
+    before = callback.learned.weights
+    got = trainer.test(module, valid, verbose=False)[0]["valid_loss"]
+    x, y = valid.dataset.tensors
+    with torch.no_grad(): want = cross_entropy(module.eval().net(x), y).item()
+    assert abs(got - want) < 1e-5 and torch.equal(callback.learned.weights, before)
+
+
+def test_folds_and_loaders_that_come_anew_each_pass(tmp_path):
+    train, valid = sets()
+    folds = DataLoader(train, BS, sampler=torch.utils.data.SubsetRandomSampler(range(200, 1000)))
+    callback = MetaRiskCallback()
+    fit(tmp_path, Digits(), [callback], 20, (folds, DataLoader(valid, BS)))
+    assert callback.label_report()["index"].min() >= 200 and callback.learned.curriculum.passes == pytest.approx(20)
+    class Anew(Digits):
+        def train_dataloader(self): return DataLoader(train, BS, shuffle=True)
+        def val_dataloader(self): return DataLoader(valid, BS)
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=12, callbacks=[callback], logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                                enable_model_summary=False, reload_dataloaders_every_n_epochs=1)
+    trainer.fit(Anew())
+    assert callback.label_report()["seen"].eq(12).all()
+
+
+def test_a_stream_of_unknown_length(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter(sets()[0])
+    module, callback = Digits(), MetaRiskCallback()
+    fit(tmp_path, module, [callback], 20, (DataLoader(Stream(), BS), loaders()[1]))
+    assert callback.learned.harmful > .3
+    with pytest.raises(ValueError, match="ids"): callback.label_report()
+
+
+def test_two_optimizers_one_of_them_adam(tmp_path):
+    "The second moments of the one that holds the last layer are used, and looks follow the batches"
+    class Two(Digits):
+        automatic_optimization = False
+        def configure_optimizers(self): return sgd(self.net[:3]), torch.optim.Adam(self.net[3].parameters(), 1e-2)
+        def training_step(self, batch, batch_idx):
+            for o in self.optimizers(): o.zero_grad()
+            self.manual_backward(self.meta_risk(self.net(batch[0]), batch[1]))
+            for o in self.optimizers(): o.step()
+    callback = MetaRiskCallback()
+    fit(tmp_path, Two(), [callback], 12)
+    w = callback.learned.witness
+    assert callback.learned.step == 119 and w.looks <= 6 and len(w.optimizers) == 2
+    assert [o for o in w.optimizers if w.head.found.weight in o.state] == [w.optimizers[1]] and callback.learned.harmful > 0
+
+
+def test_a_module_that_gives_probabilities_is_told_what_to_do(tmp_path):
+    class Soft(Digits):
+        def forward(self, x): return self.net(x).softmax(1)
+    with pytest.raises(ValueError, match="network="): fit(tmp_path, Soft(), [MetaRiskCallback()])
+    module = Soft()
+    fit(tmp_path, module, [MetaRiskCallback(network=module.net)], 1)
 
 
 def test_two_processes_learn_the_same_weights(tmp_path):

@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 
 from metarisk_nb.callback import MetaRisk
 from metarisk_nb.data import TensorDL, TensorSet
-from metarisk_nb.loop import LearnedWeights, ValidationStream
+from metarisk_nb.loop import LearnedWeights
+from metarisk_nb.validation import ValidationStream
 
 ORDER = torch.stack([torch.randperm(1000, generator=torch.Generator().manual_seed(s)) for s in range(40)]).view(-1, BS)
 
@@ -53,7 +54,7 @@ def test_it_learns_what_meta_risk_learns():
     for i in torch.arange(len(ds)).split(BS):
         weights.listen()
         pred = model(ds.x[i])
-        weights(pred, ds.y[i], i, CrossEntropyLoss()(pred, ds.y[i])).backward()
+        weights(pred, ds.y[i], i).backward()
         opt.step()
         opt.zero_grad()
         weights.stepped()
@@ -143,6 +144,55 @@ def test_what_cannot_be_learned_from_is_refused(make, says):
     model = net()
     weights = LearnedWeights(model, iter([]), 10)
     with pytest.raises(ValueError, match=says): make(weights, model)
+
+
+@pytest.mark.parametrize("ids, says", [(torch.arange(8) - 4, "from -4 to 3"), (torch.arange(8) + 5, "from 5 to 12"), ([1, 2], "got 2")])
+def test_sample_numbers_that_are_no_rows_are_refused(ids, says):
+    model, (x, y) = net(), (torch.randn(8, 64), torch.zeros(8).long())
+    weights = LearnedWeights(model, [(x, y)], 10)
+    weights.listen()
+    with pytest.raises(ValueError, match=says): weights(model(x), y, ids)
+
+
+def test_labels_and_numbers_of_other_kinds_are_taken():
+    model, (x, y) = net(), (torch.randn(8, 64), torch.arange(8))
+    for labels, ids in ((y.to(torch.uint8), [*range(8)]), (y[:, None], torch.arange(8, dtype=torch.int32)[:, None]), (y.int(), torch.arange(8).numpy())):
+        weights = LearnedWeights(model, [(x, y)], 10)
+        weights.listen()
+        weights(model(x), labels, ids).backward()
+        assert weights.curriculum.reducer.n == 16
+
+
+def test_calls_out_of_order_are_told():
+    model, (x, y) = net(), (torch.randn(8, 64), torch.arange(8))
+    weights = LearnedWeights(model, [(x, y)], 10)
+    with pytest.raises(ValueError, match="listen"): weights(model(x), y)
+    with pytest.raises(ValueError, match="one loss per sample"): (w := LearnedWeights(model, [(x, y)], 10, loss_func=nn.CrossEntropyLoss())).listen(), w(model(x), y)
+    with pytest.warns(UserWarning, match="stepped"):
+        for _ in range(200): weights.listen()
+    with pytest.raises(ValueError, match="n_items"): LearnedWeights(model, [(x, y)], 0)
+
+
+def test_sample_numbers_in_some_passes_only(learned):
+    model, weights = net(), None
+    (train, valid) = sets()
+    weights = LearnedWeights(model, DataLoader(valid, BS), 1000)
+    opt = sgd(model)
+    for i, ids in enumerate(ORDER[:120]):
+        weights.listen()
+        weights(model(train.tensors[0][ids]), train.tensors[1][ids], ids if i % 3 else None).backward()
+        opt.step()
+        opt.zero_grad()
+        weights.stepped()
+    assert weights.label_report()["seen"].sum() == 80 * BS
+
+
+def test_another_term_of_the_loss_keeps_its_gradient(learned):
+    _, weights = learned
+    pred, y, extra = torch.randn(BS, 10, requires_grad=True), torch.randint(10, (BS,)), torch.ones((), requires_grad=True)
+    assert not weights.curriculum.uniform
+    loss = weights(pred, y, None, nn.functional.cross_entropy(pred, y) + 3 * extra, 1.)
+    assert torch.autograd.grad(loss, extra)[0] == 3
 
 
 def test_an_empty_validation_loader_is_refused():

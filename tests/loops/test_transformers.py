@@ -12,17 +12,18 @@ from digits import BS, N, accuracy, arrays, furthest, net, plain_loop, sets, sgd
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from metarisk_nb.loop import LearnedWeights, ValidationStream
+from metarisk_nb.loop import LearnedWeights
+from metarisk_nb.validation import ValidationStream
 
 transformers = pytest.importorskip("transformers", reason="pip install 'metarisk_nb[transformers]'")
-from hugging import Config, Counting, Dicts, Model, trainer  # noqa: E402
-from transformers import Trainer, TrainerCallback  # noqa: E402
+from hugging import Counting, Dicts, Model, trainer  # noqa: E402
+from transformers import Trainer  # noqa: E402
 
 
 def test_it_learns_what_the_plain_loop_learns(tmp_path):
     t = trainer(tmp_path)
     t.train()
-    model, weights = plain_loop(torch.stack(t.order), valid_seed=5)
+    model, weights = plain_loop(torch.stack(t.order), valid_seed=5, own=True)
     assert weights.harmful > .3 and accuracy(t.model.net) > .85
     torch.testing.assert_close(t.meta_risk.weights, weights.weights, atol=1e-6, rtol=0)
     assert furthest(t.model.net, model) < 1e-6
@@ -51,7 +52,7 @@ def groups(order, sizes):
         for ids in [next(batches) for _ in range(n)]:
             weights.listen()
             pred, y = model(train.tensors[0][ids]), train.tensors[1][ids]
-            weights(pred, y, ids, cross_entropy(pred, y, reduction="sum") / (n * len(ids))).backward()
+            weights(pred, y, ids, cross_entropy(pred, y, reduction="sum") / (n * len(ids)), 1 / n).backward()
         opt.step()
         opt.zero_grad()
         weights.stepped()
@@ -167,8 +168,69 @@ def test_texts_of_several_lengths_and_a_tiny_bert(tmp_path):
     assert len(report) == 100 and report["seen"].eq(2).all() and sorted(report["index"]) == [*range(100)]
 
 
-class Stop(TrainerCallback):
-    def on_step_end(self, args, state, control, **kwargs): control.should_training_stop = state.global_step >= 5
+class Penalised(Model):
+    "Its loss has another term, and so a parameter that only this term trains"
+    def __init__(self, config=None):
+        super().__init__(config)
+        self.extra = torch.nn.Parameter(torch.ones(5))
+    def forward(self, pixel_values, labels=None):
+        out = super().forward(pixel_values, labels)
+        if labels is not None: out.loss = out.loss + self.extra.pow(2).sum()
+        return out
+
+
+def test_another_term_of_the_loss_keeps_its_gradient(tmp_path):
+    t = trainer(tmp_path, Penalised(), epochs=12)
+    with pytest.warns(UserWarning, match="not the mean of loss_func"): t.train()
+    assert not t.meta_risk.curriculum.uniform and t.model.extra.abs().max() < 1e-3, "after 120 steps it has shrunk to nothing"
+
+
+def test_small_parts_are_heard_together(tmp_path):
+    "A model with batch norm needs two samples at least"
+    t = trainer(tmp_path, epochs=12, bs=4, gradient_accumulation_steps=25)
+    t.train()
+    assert len(t.meta_risk.weights) == 16 and t.meta_risk.harmful > .2
+
+
+class Tuples(Dicts):
+    def __getitem__(self, i): return self.dataset[i]
+
+
+def test_samples_that_are_no_dicts_and_a_stream(tmp_path):
+    def collate(items): return dict(zip(("pixel_values", "labels"), torch.utils.data.default_collate(items)))
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): return iter(Dicts(sets()[0])[i] for i in range(N))
+    t = trainer(tmp_path, epochs=1, more=dict(data_collator=collate))
+    t.train_dataset, t.eval_dataset = Tuples(sets()[0]), Tuples(sets()[1])
+    t.order = None
+    type(t).compute_loss(t, t.model.eval(), dict(pixel_values=torch.randn(2, 64), labels=torch.tensor([0, 1])))
+    from metarisk_nb.transformers import MetaRiskTrainer
+    t.__class__ = MetaRiskTrainer
+    t.train()
+    assert t.meta_risk.step == 9
+    with pytest.raises(ValueError, match="ids"): t.label_report()
+    s = trainer(tmp_path, kind=MetaRiskTrainer, max_steps=12)
+    s.train_dataset = Stream()
+    s.train()
+    assert s.meta_risk.step == 11 and s.meta_risk.n_items == 12 * BS
+
+
+def test_a_model_that_gives_tuples(tmp_path):
+    class Bare(Model):
+        def forward(self, pixel_values, labels=None): return super().forward(pixel_values, labels).to_tuple()
+    t = trainer(tmp_path, Bare(), epochs=3)
+    t.train()
+    assert t.meta_risk.witness.looks == 2
+
+
+def test_an_overridden_loss_is_noticed(tmp_path):
+    from metarisk_nb.transformers import MetaRiskTrainer
+    class Own(MetaRiskTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+            inputs = {k: v for k, v in inputs.items() if k != "sample_number"}
+            out = model(**inputs)
+            return (out.loss, out) if return_outputs else out.loss
+    with pytest.warns(UserWarning, match="nothing was learned"): trainer(tmp_path, kind=Own, epochs=1).train()
 
 
 @pytest.mark.parametrize("valid", [False, dict(a=1)])
@@ -199,6 +261,3 @@ def test_two_processes_learn_the_same_weights(tmp_path):
     a, b = (torch.load(tmp_path / f"{i}.pt", weights_only=True) for i in range(2))
     assert torch.equal(a["weights"], b["weights"]) and len(a["weights"]) == 100 and a["weights"][:20].sum() < .1 and a["accuracy"] > .85
     assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"] if "running" not in k and "num_batches" not in k)
-
-
-def test_the_config_is_the_models_own(): assert Config().model_type == "digits"
