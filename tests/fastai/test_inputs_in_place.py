@@ -217,7 +217,7 @@ def test_batch_risk_counts_and_passes_over_what_is_not_finite_and_has_no_weight(
         warnings.simplefilter("always")
         learn.fit(2, .1)
     assert all(v.isfinite().all() for v in state(learn)) and learn.batch_risk.ignored == 20
-    assert [str(o.message) for o in said if "not finite" in str(o.message)] == ["batch_risk: the loss of 10 samples was not finite; having no weight, they add nothing (see .ignored)"]
+    assert [str(o.message) for o in said if "not finite" in str(o.message)] == ["batch_risk: the losses of 10 samples were not finite; having no weight, they add nothing (see .ignored)"]
 
 
 @pytest.mark.parametrize("how", ["nan", "inf", "log", "zero"])

@@ -228,7 +228,7 @@ def test_numbers_are_those_of_the_samples(kind, monkeypatch):
 def test_a_data_set_of_another_size_begins_anew():
     learn = fit(learner(MetaRisk()), 1)
     learn.dls.loaders[0] = learn.dls.train.new(TensorSet(*tensors(100, 7)))
-    with pytest.warns(UserWarning, match="200 samples, and now has 100"): learn.fit(1)
+    with pytest.warns(UserWarning, match="200 samples and now has 100"): learn.fit(1)
     assert len(learn.meta_risk.curriculum.doubt.seen) == 100
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

