@@ -325,7 +325,7 @@ def test_hooks_that_an_interrupted_pass_leaves_keep_little():
     head = LastLinear(model)
     head.listen()
     for _ in range(50): model(torch.randn(2, 4))
-    assert len(head.passes) <= 4 and head.heard(model(torch.randn(2, 4)))
+    assert len(head.passes) <= 16 and head.heard(model(torch.randn(2, 4)))
 
 
 def test_saved_and_loaded():

@@ -266,7 +266,7 @@ class TestResume:
         assert file == tmp_path/"models"/"phi.pth" and same(torch.load(file, weights_only=True), phi(learn))
         assert same(phi(learn), MetaRisk.first_edition(every=1).load_state_dict(torch.load(file)) or phi(learn))
         for kw, bs in (dict(knots=5), 20), (dict(knots=None), 20):
-            with pytest.raises(ValueError, match="state is of a reducer with n=20 and knots=12, this curriculum has"): learner(MetaRisk.first_edition(**kw), bs=bs, path=tmp_path).meta_risk.load("phi")
+            with pytest.raises(ValueError, match="state belongs to a reducer with n=20 and knots=12, but this curriculum has"): learner(MetaRisk.first_edition(**kw), bs=bs, path=tmp_path).meta_risk.load("phi")
         fit(learner(MetaRisk.first_edition(knots=None), path=tmp_path)).meta_risk.save("logits")
         with pytest.raises(ValueError, match="n=20 and knots=None, this curriculum has n=25"): learner(MetaRisk.first_edition(knots=None), bs=25, path=tmp_path).meta_risk.load("logits")
         with pytest.raises(FileNotFoundError, match="nowhere.pth"): learn.meta_risk.load("nowhere")

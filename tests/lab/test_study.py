@@ -770,7 +770,7 @@ def test_a_full_disk_costs_only_what_it_could_not_hold(tmp_path, size, checked):
     assert status == 1 and out.count("BEGUN") == (not checked) and str(left) not in out, out
     line, way_out = out.replace("\r\n", "\n").strip().split("\n")[-2:]
     assert line == f"{lost}: its result cannot be written to {record_file(lost, tmp_path)}: File too large"
-    assert way_out.startswith("Nothing more is trained. 1 of 3 runs are stored and stay so: make room") and "--store" in way_out
+    assert way_out.startswith("Nothing more is trained. 1 of 3 runs are stored and remain so: make room") and "--store" in way_out
     assert files(tmp_path) == [f"{done.key}.json"] and (tmp_path / "trial" / f"{done.key}.json").read_bytes() == raw
     sweep([done, lost], store=tmp_path)
     assert files(tmp_path) == sorted(f"{o.key}.json" for o in (done, lost))
