@@ -261,7 +261,7 @@ def test_an_exported_learner_has_no_samples_to_show(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loaded = load_learner(tmp_path/"model.pkl")
-    with pytest.raises(ValueError, match="an exported Learner does not have"): LabelCleaner(loaded, tmp_path/"d.json")
+    with pytest.raises(ValueError, match="an exported Learner has none"): LabelCleaner(loaded, tmp_path/"d.json")
     with pytest.raises(ValueError, match="an exported Learner does not have"): loaded.meta_risk.show_suspects()
 
 

@@ -268,7 +268,7 @@ class TestResume:
         for kw, bs in (dict(knots=5), 20), (dict(knots=None), 20):
             with pytest.raises(ValueError, match="state belongs to a reducer with n=20 and knots=12, but this curriculum has"): learner(MetaRisk.first_edition(**kw), bs=bs, path=tmp_path).meta_risk.load("phi")
         fit(learner(MetaRisk.first_edition(knots=None), path=tmp_path)).meta_risk.save("logits")
-        with pytest.raises(ValueError, match="n=20 and knots=None, this curriculum has n=25"): learner(MetaRisk.first_edition(knots=None), bs=25, path=tmp_path).meta_risk.load("logits")
+        with pytest.raises(ValueError, match="n=20 and knots=None, but this curriculum has n=25"): learner(MetaRisk.first_edition(knots=None), bs=25, path=tmp_path).meta_risk.load("logits")
         with pytest.raises(FileNotFoundError, match="nowhere.pth"): learn.meta_risk.load("nowhere")
         with pytest.raises(RuntimeError, match="before the first fit"): learner(MetaRisk.first_edition(), path=tmp_path).meta_risk.save("none")
         assert sorted(o.name for o in (tmp_path/"models").iterdir()) == ["logits.pth", "phi.pth"]
