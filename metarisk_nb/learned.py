@@ -14,7 +14,7 @@ from fastai.learner import ValueMetric
 from fastai.torch_core import join_path_file, num_distrib, rank_distrib
 from torch import Tensor
 
-from .curriculum import Curriculum
+from .curriculum import Curriculum, no_readings
 from .files import replacing
 from .groups import GroupRisk, anew
 from .loaders import loader_bs, undivided
@@ -99,7 +99,7 @@ class Learned(Weighing):
 
     def _reading(self, name):
         if name == 'looks': return self.drawn
-        return self.curriculum.readings[name] if self.curriculum else dict(harmful=0., worst_quarter=1.)[name]
+        return (self.curriculum.readings if self.curriculum else no_readings)[name]
     @property
     def metrics(self)->list:
         """Metrics for a Learner, by which `CSVLogger`, `TensorBoardCallback` and `WandbCallback` log what is learned

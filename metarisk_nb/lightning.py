@@ -10,12 +10,12 @@ from collections import deque
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader
 
 from .loaders import augments
 from .loop import LearnedWeights, cross_entropy
 from .passes import seeded
-from .validation import ValidationStream, last_is_target
+from .validation import ValidationStream, has_rows, last_is_target
 
 try: from lightning.pytorch import Callback
 except ImportError as e: raise ImportError("metarisk_nb.lightning needs Lightning: pip install 'metarisk_nb[lightning]'") from e
@@ -48,8 +48,7 @@ def rows_and_pass(
 )->tuple:    # Samples in the data set, and in a pass; where nobody knows, a pass is 100 batches
     "How large the training data are"
     n = (getattr(dl, 'batch_size', None) or 1) * (int(batches) if batches != float('inf') else 100)
-    known = isinstance(dl, DataLoader) and not isinstance(dl.dataset, IterableDataset) and hasattr(dl.dataset, '__len__')
-    return (len(dl.dataset), n) if known else (n, n)
+    return (len(dl.dataset), n) if isinstance(dl, DataLoader) and has_rows(dl.dataset) else (n, n)
 
 class MetaRiskCallback(Callback):
     "Learn the weights of the sorted losses while a Lightning module trains: use `self.meta_risk(pred, y)` as its loss"
@@ -102,8 +101,7 @@ class MetaRiskCallback(Callback):
         dl = trainer.train_dataloader
         if self._kept and self._kept[0] is dl: return
         self._restore()
-        whole = isinstance(dl, DataLoader) and type(dl.batch_sampler) is BatchSampler and not isinstance(dl.dataset, IterableDataset)
-        if whole and hasattr(dl.dataset, '__len__'):
+        if isinstance(dl, DataLoader) and type(dl.batch_sampler) is BatchSampler and has_rows(dl.dataset):
             self._kept = dl, dl.batch_sampler.sampler
             dl.batch_sampler.sampler = Remembering(dl.batch_sampler.sampler)
     def _restore(self):

@@ -6,13 +6,13 @@
 __all__ = ['other_loss', 'cross_entropy', 'one_per_sample', 'rows_of', 'Witness', 'LearnedWeights']
 
 # %% ../nbs/parts/loop.ipynb #p2000003
-from copy import deepcopy
 from warnings import warn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .curriculum import no_readings
 from .head import LastLinear, second_moments
 from .losses import class_balanced, mae_loss, single_label
 from .presumption import Presumption
@@ -139,8 +139,7 @@ class LearnedWeights:
     @property
     def readings(self)->dict:
         "What a logger wants to know: those of the curriculum, and how often validation data were looked at"
-        learned = self.curriculum.readings if self.curriculum else dict(harmful=0., worst_quarter=1.)
-        return dict(learned, looks=self.witness.looks)
+        return dict(self.curriculum.readings if self.curriculum else no_readings, looks=self.witness.looks)
 
     def listen(self):
         "Before the forward pass of a training batch: decide whether it brings evidence"
@@ -234,12 +233,10 @@ class LearnedWeights:
         names=None, # Names of the classes
     ):
         "Which training labels are wrong, the most probable first: a DataFrame as from `audit.label_report`; ValueError without `ids`"
-        doubt = deepcopy(self.curriculum.doubt) if self.curriculum else None
-        if doubt: doubt.catch_up()
-        if doubt: doubt.record.catch_up()
-        if not doubt or not len(doubt.record): raise ValueError('a label report needs a training run with `ids`, the places of its samples')
+        record = self.curriculum.doubt.counted if self.curriculum else []
+        if not len(record): raise ValueError('a label report needs a training run with `ids`, the places of its samples')
         from metarisk_nb.audit import label_report
-        return label_report(doubt.record, items, names, n, judged=True)
+        return label_report(record, items, names, n, judged=True)
 
     def state_dict(self)->dict:
         "What was learned, as plain tensors and numbers: `torch.load(..., weights_only=True)` reads it back"

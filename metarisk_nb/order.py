@@ -6,6 +6,8 @@
 __all__ = ['ranks', 'Population', 'LabelDoubt']
 
 # %% ../nbs/parts/order.ipynb #a67d4561
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -86,6 +88,14 @@ class LabelDoubt:
         was = self.seen[ids]
         self.seen[ids] = new = was.where(~was.isnan(), now).lerp(now, 1 - self.keep)
         return new
+
+    @property
+    def counted(self)->LabelRecord:
+        "A copy of the record in which every batch that was noted counts"
+        twin = deepcopy(self)
+        twin.catch_up()
+        twin.record.catch_up()
+        return twin.record
 
     def state_dict(self)->dict:
         "The running means, as plain tensors"

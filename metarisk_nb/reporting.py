@@ -6,8 +6,6 @@
 __all__ = ['Reporting']
 
 # %% ../nbs/parts/reporting.ipynb #ae510a03
-from copy import deepcopy
-
 import pandas as pd
 import torch
 from fastai.torch_core import display_df
@@ -47,11 +45,9 @@ class Reporting(Arranging):
 
     def _record(self):
         "A copy of what is known of each label, up to date"
-        doubt = deepcopy(getattr(self._learned('has no label report'), 'doubt', None))
+        doubt = getattr(self._learned('has no label report'), 'doubt', None)
         if doubt is None: raise ValueError("a label report needs rule='presumption', which the target 'expected' has by default")
-        doubt.catch_up()
-        doubt.record.catch_up()
-        if len(doubt.record): return doubt.record
+        if len(record := doubt.counted): return record
         raise ValueError("a label report needs one label per sample and sample numbers, which fastai's loaders have "
                          f"(here rank={self.picked('rank')!r})")
 

@@ -27,7 +27,7 @@ from ..callback import BatchRisk, MetaRisk
 from ..data import TensorDL, TensorSet, data_path
 from ..files import replacing
 from ..groups import GroupRisk, group_means
-from .methods import StepsDL
+from .methods import StepsDL, all_outputs
 from .robust import class_weights
 from .stats import judged
 from ..readers import checked_arrays
@@ -78,15 +78,12 @@ def two_by_two(
 # %% ../../nbs/lab/two_by_two.ipynb #9a000208
 steps, looks = 576, 12 # Steps of a run, and how often it is looked at
 
-@torch.no_grad()
 def accuracies(
     model:nn.Module, # Its mode is left as it was
     s:TensorSet,
 ):                   # Four numbers, in percent
     "The accuracy of each group"
-    was = model.training
-    right = (model.eval()(s.x).argmax(1) == s.y).float()
-    model.train(was)
+    right = (all_outputs(model, s.x).argmax(1) == s.y).float()
     return 100 * group_means(right, four_groups(s.x, s.y))[0]
 
 class Looks(Callback):
@@ -121,14 +118,13 @@ def fitted(
     return learn
 
 # %% ../../nbs/lab/two_by_two.ipynb #9a00020a
-@torch.no_grad()
 def repeated(
     model:nn.Module,
     s:TensorSet,
     factor:int, # How often
 )->TensorSet:
     "The set, in which what the model gets wrong stands `factor` times"
-    wrong = (model.eval()(s.x).argmax(1) != s.y).nonzero()[:, 0]
+    wrong = (all_outputs(model, s.x).argmax(1) != s.y).nonzero()[:, 0]
     return s.part(torch.cat([torch.arange(len(s)), wrong.repeat(factor - 1)]))
 
 def jtt(

@@ -195,6 +195,16 @@ def test_another_term_of_the_loss_keeps_its_gradient(learned):
     assert torch.autograd.grad(loss, extra)[0] == 3
 
 
+def test_a_network_that_is_called_again_in_the_same_step_is_heard():
+    "As for a consistency loss; it has one linear layer"
+    model, (x, y) = nn.Sequential(nn.Linear(64, 10)), (torch.randn(8, 64), torch.arange(8))
+    weights = LearnedWeights(model, [(x, y)], 10)
+    weights.listen()
+    pred, *others = [model(x + i) for i in range(4)]
+    weights(pred, y).backward()
+    assert weights.witness.looks == 1 and len(others) == 3
+
+
 def test_an_empty_validation_loader_is_refused():
     with pytest.raises(ValueError, match="empty"): next(ValidationStream([]))
 
