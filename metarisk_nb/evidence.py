@@ -15,9 +15,10 @@ from .batches import of_class
 from .head import LastLinear, second_moments
 from .loaders import augments
 from .samples import class_names
-from .losses import bare, class_balanced, tensors
+from .losses import bare, class_balanced, single_label, tensors
 from .passes import Snapshot, copied, seeded
 from .processes import gathered, own_part, process_group, unwrapped
+from .record import believed
 from .reporting import Reporting
 from .risk import rebin
 from .weighing import OfOutput
@@ -150,6 +151,7 @@ class Evidence(Reporting):
         meta, own = (OfOutput(o, self.given, self.pred) for o in (self._meta_loss(), self.losses_of))
         def measured(out):
             l = meta(out, *yv)
+            if single_label(out, *yv): self.curriculum.doubt.record.look(believed(out, *yv))
             return self._balanced(l, yv), own(out, *yv).detach().mean()
         with self.given.placed():
             if self.head: self._target, (value, loss) = self.head.validation(xv, measured, seed)

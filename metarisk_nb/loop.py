@@ -17,6 +17,7 @@ from .head import LastLinear, second_moments
 from .losses import class_balanced, mae_loss, single_label
 from .presumption import Presumption
 from .processes import gathered, own_part, summed
+from .record import believed
 from .validation import ValidationStream
 
 # %% ../nbs/parts/loop.ipynb #p2000009
@@ -64,6 +65,7 @@ class Witness:
         self.loss_func, self.meta_loss = loss_func, meta_loss
         self.target = self.counts = self.asked_at = None
         self.value, self.looks = float('nan'), 0
+        self.believed = None # share of the labels of the last validation batch that the network believes
 
     def look(self,
         step:int, # Training steps so far
@@ -74,6 +76,7 @@ class Witness:
             if not isinstance(out, Tensor) or out.ndim != 2 or not out.requires_grad:
                 raise ValueError('for validation data network(*x) must give its logits, as the last linear layer does: pass network=, '
                                  'the part of the model that gives them')
+            self.believed = believed(out, y)
             mean, self.counts = class_balanced(self.meta_loss(out.float(), y), y, self.counts)
             return mean, self.loss_func(out, y).detach().mean()
         target, (value, loss) = self.head.validation(x, measured, (1_000_003 * self.seed + step) % 2**31)
@@ -217,7 +220,9 @@ class LearnedWeights:
     def _gather(self, l, y, places):
         "Look at validation data, and hear the samples; small batches are heard together"
         c, w = self.curriculum, self.witness
-        if self.due: c.gap.look(w.look(self.step), self.augmented)
+        if self.due:
+            c.gap.look(w.look(self.step), self.augmented)
+            c.doubt.record.look(w.believed)
         if c.gap.ajar or c.gap.open: self.pieces.append((w.harm(l), places))
         if sum(len(o) for _, o in self.pieces) >= c.reducer.n:
             steps = c.between if w.asked_at is None else self.step - w.asked_at

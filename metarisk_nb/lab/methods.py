@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['schedules', 'recipes', 'all_outputs', 'scores_of', 'fairness_of', 'best_temperature', 'measure', 'StepsDL',
-           'one_cycle', 'train_on']
+           'fit_schedule', 'train_on']
 
 # %% ../../nbs/lab/methods.ipynb #882f590a
 import math
@@ -161,7 +161,7 @@ def _fine_tune(learn, run, steps, lr, cbs):
 
 schedules = dict(one_cycle=_paper_cycle, fine_tune=_fine_tune) # Schedule of a run -> function that fits a Learner
 
-def one_cycle(
+def fit_schedule(
     learn,   # Its training loader is replaced
     run:Run, # Schedule, batch size, rates, momentum, augmentation, patience and precision
     steps,   # Optimizer steps
@@ -178,7 +178,7 @@ def _fit(learn, run, *cbs):
     for i, cb in enumerate(cbs, 1):
         steps, done = run.steps * i // len(cbs) - done, run.steps * i // len(cbs)
         if cb is not None: learn.add_cb(cb)
-        if steps: one_cycle(learn, run, steps)
+        if steps: fit_schedule(learn, run, steps)
 
 # %% ../../nbs/lab/methods.ipynb #237c3256
 def _meta_risk(learn, run): _fit(learn, run, makers[run.method](run.objective, **dict(run.meta)))
@@ -234,9 +234,9 @@ def _clean_only(learn, run):
 def _finetuned(learn, run):
     "Plain training, with the last quarter on the clean part alone at a hundredth of the learning rate"
     last = run.steps // 4
-    one_cycle(learn, run, run.steps - last)
+    fit_schedule(learn, run, run.steps - last)
     train_on(learn, learn.dls.valid_ds)
-    if last: one_cycle(learn, run, last, run.lr / 100)
+    if last: fit_schedule(learn, run, last, run.lr / 100)
 
 # %% ../../nbs/lab/methods.ipynb #57056f7a
 def _schedule(steps, weights, size=256):

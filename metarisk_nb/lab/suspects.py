@@ -19,7 +19,7 @@ from sklearn.model_selection import StratifiedKFold
 from ..callback import MetaRisk
 from ..cleaning import clean_dls
 from ..loaders import sample_numbers
-from .methods import all_outputs, one_cycle, train_on
+from .methods import all_outputs, fit_schedule, train_on
 
 # %% ../../nbs/lab/suspects.ipynb #c0732f05
 def finder_figures(
@@ -52,7 +52,7 @@ def reported(
 ):        # What `finder_figures` gives
     "`MetaRisk()` and its label report"
     learn.add_cb(MetaRisk(run.objective))
-    one_cycle(learn, run, run.steps)
+    fit_schedule(learn, run, run.steps)
     report = learn.meta_risk.label_report().set_index('index').sort_index()
     s, names = learn.dls.train_ds, {o: i for i, o in enumerate(learn.dls.train_ds.vocab or [])}
     n = round(report.attrs['wrong_share'] * len(s))
@@ -74,7 +74,7 @@ class Visits(Callback):
 def visited(learn, run):
     "Plain training, and what a list per sample gives: area under the margin, mean loss, last loss"
     learn.add_cb(visits := Visits())
-    one_cycle(learn, run, run.steps)
+    fit_schedule(learn, run, run.steps)
     s, (margin, loss) = learn.dls.train_ds, visits.means()
     last = torch.nn.functional.cross_entropy(all_outputs(learn.model, s.x), s.y, reduction='none').cpu()
     return {k: v for name, o in dict(margin=-margin, mean_loss=loss, last_loss=last).items() for k, v in finder_figures(name, s, o).items()}
@@ -83,7 +83,7 @@ def _trained_apart(learn, run, steps, cbs=None):
     "Another Learner, which has trained a copy of the network in its present state"
     one = Learner(learn.dls, deepcopy(learn.model), learn.loss_func, opt_func=learn.opt_func, wd=learn.wd, wd_bn_bias=True,
                   splitter=learn.splitter, cbs=cbs)
-    with one.no_bar(), one.no_logging(): one_cycle(one, run, steps)
+    with one.no_bar(), one.no_logging(): fit_schedule(one, run, steps)
     return one
 
 def crossvalidated(learn, run, folds=5):
@@ -106,7 +106,7 @@ def second_run(relabel, learn, run):
     "Plain training without the labels that the report of an earlier run considers wrong, or with the labels that it suggests"
     report = _trained_apart(learn, run, run.steps, MetaRisk(run.objective)).meta_risk.label_report()
     learn.dls = clean_dls(learn.dls, report[report.score > .5], relabel)
-    one_cycle(learn, run, run.steps)
+    fit_schedule(learn, run, run.steps)
     s = learn.dls.train_ds
     return dict(left=float(len(s)), left_wrong=(s.y != s.clean).float().mean().item())
 

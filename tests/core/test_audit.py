@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from metarisk_nb.audit import label_report, wrong_probability, wrong_shares
 from metarisk_nb.order import LabelDoubt
-from metarisk_nb.record import LabelRecord
+from metarisk_nb.record import LabelRecord, believed
 
 
 def watched(y, true, visits=10, sharp=4., C=4, seed=0, bs=50, record=None):
@@ -134,6 +134,44 @@ def test_a_record_of_labels_that_were_learned_by_heart_says_that_it_cannot_tell(
     report = label_report(by_heart(share)[0])
     assert report.attrs["by_heart"] and "cannot be told" in report.attrs["summary"] and report.attrs["wrong_share"] < .03
     assert label_report(by_heart(0.)[0], judged=True).attrs["summary"].startswith("Found little: ")  # validation data have judged
+
+
+@pytest.mark.parametrize("valid, known", [(.4, True), (.7, True), (.8, False), (.95, False)])
+def test_validation_labels_that_it_hardly_knows_show_that_it_knows_the_others_by_heart(valid, known):
+    record = by_heart(.3)[0]
+    record.look(valid)
+    report = label_report(record, judged=True)
+    assert report.attrs["by_heart"] == known
+    if known: assert f"knows 100% of them, but only {valid:.0%} of the validation labels" in report.attrs["summary"]
+    else: assert report.attrs["summary"].startswith("Found little: ")
+
+
+def test_labels_that_are_found_wrong_need_not_be_known_on_validation_data_either():
+    y, true, wrong = noisy(share=.3)
+    record = watched(y, true, 20)
+    record.look(1 - float(wrong.float().mean()))
+    assert label_report(record, judged=True).attrs["summary"].startswith("About ")
+    record.look(float("nan"))  # no label of the batch counted
+    assert not label_report(record, judged=True).attrs["by_heart"]
+
+
+def test_the_last_look_is_saved_and_records_without_one_can_be_read():
+    record = by_heart(.3)[0]
+    record.look(torch.tensor(.4))
+    state = record.state_dict()
+    assert state["known"] == pytest.approx([1 - float(record.doubted), .4])
+    other = LabelRecord()
+    other.load_state_dict(state)
+    assert label_report(other, judged=True).attrs == label_report(record, judged=True).attrs
+    other.load_state_dict({k: v for k, v in state.items() if k != "known"})
+    assert other.known is None and not label_report(other, judged=True).attrs["by_heart"]
+
+
+def test_labels_that_are_no_class_are_not_counted_as_unknown():
+    out = torch.eye(3)[[0, 1, 2, 0]]
+    assert believed(out, torch.tensor([0, 1, 0, -100])).item() == pytest.approx(2 / 3)
+    assert believed(out, torch.tensor([[0], [1], [2], [3]])).item() == 1
+    assert believed(out, torch.full((4,), -100)).isnan()
 
 
 def test_two_groups_that_can_still_be_seen_are_counted():

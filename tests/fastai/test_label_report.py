@@ -74,14 +74,14 @@ def test_each_visit_counts_whether_the_callback_had_anything_to_do_or_not():
     assert learn.meta_risk.uniform and (learn.meta_risk.label_report().seen == 7).all()
 
 
-@pytest.mark.parametrize("n_valid, says", [(40, "cannot be told"), (200, "Found little: ")])
-def test_few_validation_samples_are_no_judges(n_valid, says):
-    "Validation labels that mean nothing find no harm, so all labels are learned by heart"
+@pytest.mark.parametrize("n_valid, says", [(40, "nearly all were learned by heart"), (200, "of the validation labels")])
+def test_validation_labels_that_mean_nothing_are_no_judges(n_valid, says):
+    "They find no harm, so all labels are learned by heart; few of them are not even asked"
     learn = noisy(MetaRisk(), share=.3, n=80, n_valid=n_valid)
     valid = learn.dls.valid_ds
     valid.y = torch.randint(0, 3, valid.y.shape, generator=torch.Generator().manual_seed(0))
     report = fit(learn, 60, .02).meta_risk.label_report()
-    assert learn.meta_risk.uniform and report.attrs["by_heart"] == (n_valid == 40) and says in report.attrs["summary"]
+    assert learn.meta_risk.uniform and report.attrs["by_heart"] and says in report.attrs["summary"]
     assert wrong(learn, report)[:20].mean() > .6  # the order still counts
 
 

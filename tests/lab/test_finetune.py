@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from fastai.callback.core import Callback
+from fastai.torch_core import no_random
 from torch import nn
 
-from metarisk_nb.lab.methods import one_cycle
+from metarisk_nb.callback import MetaRisk
+from metarisk_nb.lab.methods import fit_schedule
 from metarisk_nb.lab.pretrained import Lite0Body, body_and_head, lite0
 from metarisk_nb.lab.run import Run
 from metarisk_nb.lab.train import learner_of, train_run
@@ -57,7 +59,7 @@ def test_fine_tune_is_fastais_and_takes_so_many_steps():
     run = Run(arch="mlp:32", schedule="fine_tune", steps=25, bs=100, lr=4e-3, opt="adam")
     learn, _ = learner_of(run)
     learn.add_cb(noted := Noted())
-    with learn.no_bar(), learn.no_logging(): one_cycle(learn, run, run.steps)
+    with learn.no_bar(), learn.no_logging(): fit_schedule(learn, run, run.steps)
     first, rest = noted.rows[:10], noted.rows[10:]  # 1,000 digits: a pass is ten batches
     assert len(rest) == 15 and all(all(o) for _, o in rest)
     assert all(o[-2:] == [True, True] and not o[0] for _, o in first)
@@ -85,3 +87,16 @@ def test_5000_images_and_their_human_labels():
     assert (torch.tensor(y).bincount() == 500).all() and (torch.tensor(ty).bincount() == 200).all()
     wrong = {k: (human_labels("cifar10_5000", k, root) != y).mean() for k in ("aggre", "random1", "worse")}
     assert .07 < wrong["aggre"] < .11 and .15 < wrong["random1"] < .20 and .37 < wrong["worse"] < .44
+
+
+def test_the_report_of_a_text_that_is_memorised_in_two_passes_says_that_it_cannot_tell():
+    "Three in four wrong labels are known after three passes: without a look at validation data, the report would find few of them"
+    run = Run(data="docstrings", noise=.4, steps=250, bs=64, lr=5e-3, opt="adam", wd=.01)
+    with no_random(0): learn, _ = learner_of(run)
+    learn.add_cb(MetaRisk())
+    with learn.no_bar(), learn.no_logging(): fit_schedule(learn, run, run.steps)
+    report, s = learn.meta_risk.label_report(), learn.dls.train_ds
+    train, valid = (float((learn.model(o.x).argmax(1) == o.y).float().mean()) for o in (s, learn.dls.valid_ds))
+    assert learn.meta_risk.curriculum.doubt.record.known == pytest.approx((train, valid), abs=.05)
+    assert report.attrs["by_heart"] and report.attrs["wrong_share"] < .15 and "cannot be told" in report.attrs["summary"]
+    assert (s.y != s.clean)[report["index"][:200].to_numpy()].float().mean() > .7  # the order still counts

@@ -36,6 +36,8 @@ def test_it_learns_to_look_away_from_wrong_labels(learned):
     report = weights.label_report()
     assert len(report) == 1000 and (given != clean)[report["index"][:200].tolist()].float().mean() > .9
     assert weights.readings["looks"] > 5 and weights.readings["worst_quarter"] < .1
+    known = [(model(x[part]).argmax(1) == given[part]).float().mean().item() for part in (slice(1000), slice(1000, 1200))]
+    assert weights.curriculum.doubt.record.state_dict()["known"] == pytest.approx(known, abs=.08)
 
 
 def test_it_learns_what_meta_risk_learns():
