@@ -229,7 +229,7 @@ def worse_images(
     noise=.5,    # Standard deviation of the noise, as a multiple of that of the images
     seed=0,      # Draws the noise
 )->TensorSet:
-    "Covariate shift: the same images, paler and noisier"
+    "Covariate shift: the same images, with less contrast and more noise"
     g = torch.Generator().manual_seed(seed)
     x = contrast * s.x + noise * torch.randn(s.x.shape, generator=g).to(s.x)
     return TensorSet(x, s.y, s.clean, s.vocab, s.mean, s.std)

@@ -49,7 +49,7 @@ def complete(task):
 
 CLAIMS = { # Lesson -> text of its first screen -> what must hold
 "README": {
-    "by 4 to 25 points on six tasks of drawn noise, and by 11 on the human labels": lambda: sorted(
+    "by 4 to 25 points on six tasks whose wrong labels were drawn at random, and by 11 on the human labels": lambda: sorted(
         round(minus(fresh("presumption", **o), fresh("expected", **o))[0]) for o in MEMORISED)[::5] == [4, 25]
         and all(below(fresh("expected", **o), fresh("presumption", **o)) for o in MEMORISED) and round(people()["against_plain"][0]) == 11,
     "on five of the six no tuned rival is seen to be ahead of it by more than 1.5 points": lambda: sum(
