@@ -79,10 +79,13 @@ class MetaRiskTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         "As the `Trainer`'s; what was learned before is forgotten, unless the run is resumed"
-        self.meta_risk = None
         result = super().train(*args, **kwargs)
         if self.meta_risk is None: warn('MetaRiskTrainer: nothing was learned, since its compute_loss was not called (is it overridden?)')
         return result
+
+    def _inner_training_loop(self, *args, **kwargs):
+        self.meta_risk = None  # also where memory did not suffice and the `Trainer` begins again with smaller batches
+        return super()._inner_training_loop(*args, **kwargs)
 
     def _new_weights(self):
         dataset, y = self.valid_dataset or self.eval_dataset, self.label_names[0]

@@ -70,6 +70,32 @@ def test_uniform_weights_leave_training_as_it_is_to_the_last_bit(tmp_path):
     assert callback.learned.curriculum.uniform and furthest(with_.net, without.net) == 0
 
 
+class Erased(Digits):
+    "A module whose hooks spoil training data, as an augmentation would, and count what they are given"
+    def __init__(self, counts, seen):
+        super().__init__()
+        self.note = lambda: (counts, seen)  # outside the module, which a look leaves as it was
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        counts, stage = self.note()[0], self.trainer.state.stage.value
+        counts[stage] = counts.get(stage, 0) + 1
+        return batch
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, y = batch
+        return (0 * x, y) if self.trainer.training else (x, y)
+    def forward(self, x):
+        self.note()[1].append(x.abs().sum().item())
+        return self.net(x)
+
+
+def test_validation_data_pass_through_the_hooks_as_validation_data(tmp_path):
+    module = Erased(counts := {}, seen := [])
+    callback = MetaRiskCallback(valid=loaders()[1])
+    trainer = fit(tmp_path, module, [callback], epochs=3, limit_val_batches=0, num_sanity_val_steps=0)
+    looks = callback.learned.witness.looks
+    assert looks > 1 and counts == dict(train=30, validate=looks)
+    assert len(seen) >= looks and min(seen) > 0 and not trainer.validating
+
+
 def test_the_module_is_left_as_it_was_and_its_file_needs_no_package(tmp_path):
     module, dls = Digits(), loaders()
     sampler, names = dls[0].batch_sampler.sampler, set(vars(module))

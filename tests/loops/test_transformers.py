@@ -42,6 +42,21 @@ def test_uniform_weights_leave_training_as_it_is_to_the_last_bit(tmp_path, model
     assert one.state.log_history[-1]["train_loss"] == two.state.log_history[-1]["train_loss"]
 
 
+class Large(Model):
+    "A model that has memory for the gradients of 50 samples"
+    def forward(self, pixel_values, labels=None):
+        if len(pixel_values) > 50 and torch.is_grad_enabled(): raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return super().forward(pixel_values, labels)
+
+
+def test_where_memory_does_not_suffice_it_begins_again_with_smaller_batches(tmp_path):
+    t = trainer(tmp_path, Large(), epochs=15, auto_find_batch_size=True, dataloader_drop_last=True, opt=None)
+    t.train()
+    bs = t._train_batch_size
+    assert 25 < bs <= 50 and t.meta_risk.curriculum.reducer.n == bs and t.meta_risk.step == t.state.global_step - 1
+    assert t.label_report()["seen"].max() == 15
+
+
 def groups(order, sizes):
     "The loop by hand: each group of parts is one optimizer step, divided by the number of its samples"
     (train, valid), model = sets(), net()
