@@ -76,12 +76,11 @@ class Witness:
             if not isinstance(out, Tensor) or out.ndim != 2 or not out.requires_grad:
                 raise ValueError('for validation data network(*x) must give its logits, as the last linear layer does: pass network=, '
                                  'the part of the model that gives them')
-            self.believed = believed(out, y)
             mean, self.counts = class_balanced(self.meta_loss(out.float(), y), y, self.counts)
-            return mean, self.loss_func(out, y).detach().mean()
-        target, (value, loss) = self.head.validation(x, measured, (1_000_003 * self.seed + step) % 2**31)
+            return mean, self.loss_func(out, y).detach().mean(), believed(out, y)
+        target, (value, *others) = self.head.validation(x, measured, (1_000_003 * self.seed + step) % 2**31)
         n = 1 if self.group is None else self.group.size()
-        *target, value, loss = [o / n for o in summed([*target, value, loss], self.group)]
+        *target, value, loss, self.believed = [o / n for o in summed([*target, value, *others], self.group)]
         self.target, self.value = tuple(target), float(value)
         return loss
 
