@@ -19,8 +19,10 @@ from metarisk_nb.lab.cli import main
 from metarisk_nb.lab.datasets import arrays_of, study_data
 from metarisk_nb.lab.methods import recipes
 from metarisk_nb.lab.plan import *
+from metarisk_nb.lab.rivals import chosen
 from metarisk_nb.lab.run import Run
 from metarisk_nb.lab.scales import *
+from metarisk_nb.lab.scales import _kept
 from metarisk_nb.lab.store import load_results, record_file, write_record
 from metarisk_nb.lab.sweep import sweep
 from metarisk_nb.lab.timing import kind_of, time_kinds
@@ -29,7 +31,7 @@ from metarisk_nb.lab.train import learner_of
 COMMAND = Path(sys.executable).with_name("metarisk_study")
 COUNTS = dict(cpu=dict(risk=5*6*5 + 3*3*4, noise=5*48 + 5*3*2 + 5*2*3 + 3*2 + 3*2*6, shift=3*4*2 + 3*4 + 3*2*2, fails=5*2 + 5*2*6 + 1 + 2,
                        harmless=5*(10*2 + 7*2 + 17*10 + 3), human=3*2*(2 + 3*10), cooled=2*5*6*4, fresh=5*(10*2 + 7*2 + 17*10), suspects=5*6*9 + 3*3*9 + 5*4,
-                       rivals=5*(7*(9*3 + 3 + 2 + 2) + 2*(11*3 + 3 + 2 + 2) + 2*2*3), second=3*2*(2 + 3*10), finetune=3*(3*4 + 3*3) + 5*(2*(2 + 3 + 9) + 3)),
+                       rivals=5*(7*(9*3 + 3 + 2 + 2) + 2*(11*3 + 3 + 2 + 2) + 2*2*3), second=3*2*(2 + 3*10), finetune=3*(3*4 + 3*3) + 2*5 + 5*(2*(2 + 3 + 9) + 3)),
               paper=dict(risk=5*6*5, noise=5*48 + 5*3*3 + 5), smoke=dict(risk=5, noise=5))  # seeds x rows x methods of each block
 
 
@@ -343,3 +345,10 @@ def test_the_whole_smoke_scale(tmp_path):
         recs = [json.loads(o.read_text()) for o in (tmp_path / name).glob("*.json")]
         assert len(recs) == n + sources and all(o["steps_done"] == 3 for o in recs)
         assert set(study_runs(name, "smoke")) <= {Run(**{k: v for k, v in o["config"].items() if k in Run.__dataclass_fields__ and k != "settings"}) for o in recs}
+
+
+@pytest.mark.parametrize("kind, rival", [(k, m) for k, o in _kept.items() for m in o])
+def test_a_constant_that_is_kept_for_other_seeds_is_the_choice_of_the_first(kind, rival):
+    df = load_results("finetune", Path(__file__).parents[2] / "nbs/results")
+    first = df[(df.noise_kind == kind) & (df.method == rival) & (df.seed == 0)]
+    assert len(first) == 3 and chosen(first).meta.item() == " ".join(f"{k}={v}" for k, v in _kept[kind][rival].items())
