@@ -124,7 +124,8 @@ _kept = dict( # Kind of human labels -> rival -> the setting that noisy hyper-va
 def _finetune():
     """Fine-tuning a network that has seen ImageNet, five passes over 5,000 images with the labels of people; beside it a text and a table
 
-    Rivals with constants are tuned on the first seed of the images, which chooses for the others, and on all seeds of the text and the table."""
+    The constants of rivals are tuned on the first seed of the images, which chooses for the others, and on every seed of the text and
+    the table."""
     base = dict(data='cifar10_5000', arch='lite0', schedule='fine_tune', bs=64, steps=310, lr=5e-3, opt='adam', wd=.01)
     tasks = [dict(base, noise_kind=k, noise=v) for k, v in _people.items()]
     ours = [dict(o, seeds=3, method=['expected', 'presumption', 'deleted']) for o in tasks]
