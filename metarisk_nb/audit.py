@@ -118,7 +118,7 @@ def _unknown(share, record, judged):
     "Why what the network makes of the labels cannot tell how many of them are wrong; empty if it can"
     if not judged: return 'nearly all were learned by heart' if share < little and record.doubted < by_heart else ''
     train, valid = map(float, record.known or (0., 0.))
-    if not min(1 - share, train) - valid > unsure: return ''
+    if not min(1 - share, train) - valid > unsure: return ''  # also where no validation label counted
     return f'the network knows {train:.0%} of them, but only {valid:.0%} of the validation labels'
 
 def _in_words(share, of_class, seen, unknown):
