@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['names', 'colors', 'by_hand', 'by_method', 'target_runs', 'traces', 'half_way', 'run_keys', 'mean_sd', 'printed',
-           'side_by_side', 'beside_paper', 'minus', 'minus_table', 'cooled_table', 'judged', 'judged_words',
+           'side_by_side', 'beside_paper', 'minus', 'minus_table', 'cooled_table', 'against_by_hand', 'against_words',
            'legend_below', 'plot_risks', 'plot_seeds', 'plot_traces', 'pooled', 'last_weights', 'plot_curricula',
            'plot_paths', 'plot_ends']
 
@@ -155,7 +155,7 @@ def cooled_table(
 _judged_by = dict(risk=(risk_claims, dict(column='test_risk')),
                   accuracy=(acc_claims, dict(column='test_acc', lower=False, others=['batch', 'warm'])))
 
-def judged(
+def against_by_hand(
     df,         # Runs of one data set
     objectives, # A target, or a list of them; Holm's correction is for their number
 )->pd.DataFrame: # As from `verdicts`, with columns 'what' ('risk' or 'accuracy'), 'method' and 'objective'
@@ -164,8 +164,8 @@ def judged(
           for what, (claims, kwargs) in _judged_by.items() for m in ('learned', 'paper')]
     return pd.concat([o for o in vs if len(o)]).reset_index(names='objective')
 
-def judged_words(
-    t,           # From `judged`
+def against_words(
+    t,           # From `against_by_hand`
     label:str,   # What to call the risk
     digits='.2f',# Format of a difference
 )->str:
