@@ -31,7 +31,7 @@ class _Collected(Callback):
 
 def group_report(
     learn,          # fastai's Learner
-    of,             # As in `GroupRisk`; its attribute `names`, if it has one, names the groups
+    of,             # As in `GroupRisk`; its attribute `names`, if it has one, names the groups; the others have their number
     dl=None,        # A loader; the validation loader by default
     loss_func=None, # (pred, *y) -> one loss per sample, where the Learner's loss has no `reduction`
 )->pd.DataFrame:    # A row per group: group, samples, loss (the mean) and, for classes, accuracy
@@ -40,7 +40,7 @@ def group_report(
     with learn.no_bar(): learn.validate(dl=learn.dls.valid if dl is None else dl, cbs=[seen])
     groups, l, right = map(torch.cat, zip(*seen.rows))
     loss, n = group_means(l, groups)
-    names = getattr(of, 'names', range(len(n)))
-    t = pd.DataFrame(dict(group=[*names][:len(n)], samples=n.tolist(), loss=loss.tolist()))
+    names = [*getattr(of, 'names', ())]
+    t = pd.DataFrame(dict(group=[*names, *range(len(names), len(n))][:len(n)], samples=n.tolist(), loss=loss.tolist()))
     if len(right): t['accuracy'] = group_means(right, groups)[0].tolist()
     return t[t.samples > 0].sort_values('loss', ascending=False, kind='stable', ignore_index=True)

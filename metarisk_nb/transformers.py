@@ -88,10 +88,10 @@ class MetaRiskTrainer(Trainer):
         return super()._inner_training_loop(*args, **kwargs)
 
     def _new_weights(self):
-        dataset, y = self.valid_dataset or self.eval_dataset, self.label_names[0]
+        dataset, y = self.valid_dataset or self.eval_dataset, self._label()
         if dataset is None or isinstance(dataset, dict):
             raise ValueError(f'valid_dataset (or else eval_dataset) must be one data set to learn on, got {type(dataset).__name__}')
-        dl = self.get_eval_dataloader(dataset)
+        dl = self.get_test_dataloader(dataset)  # that for evaluation may be kept, for another data set
         def ready(batch):
             inputs = self._prepare_inputs(batch)
             return ({k: v for k, v in inputs.items() if k != y},), inputs[y]
@@ -118,20 +118,25 @@ class MetaRiskTrainer(Trainer):
         super()._set_signature_columns_if_needed()
         if number not in self._signature_columns: self._signature_columns = [*self._signature_columns, number]
 
-    def _scale(self, n, num_items_in_batch=None, **kwargs):
-        "What the `Trainer` makes of the mean loss of n samples: as in its own `compute_loss`"
+    def _label(self):
+        if self.label_names: return self.label_names[0]
+        raise ValueError("no argument of the model's forward is named after labels: pass label_names= to TrainingArguments")
+    def _scales(self, n, num_items_in_batch=None, **kwargs):
+        "What the `Trainer` makes of the mean loss of n samples: where the model divides by the number of items, and where it ignores it"
         scaled = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        if num_items_in_batch is None or not scaled: return 1.
+        if num_items_in_batch is None or not scaled: return (1.,)
         processes = self.args.world_size if self.args.average_tokens_across_devices else 1
-        return n * processes / float(num_items_in_batch)
+        return n * processes / float(num_items_in_batch), float(processes)
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         "In training the weighted loss; otherwise the `Trainer`'s own"
         inputs = dict(inputs)
-        ids, y = inputs.pop(number, None), inputs.get(self.label_names[0])
+        ids = inputs.pop(number, None)
         if not model.training: return super().compute_loss(model, inputs, return_outputs, **kwargs)
+        y = inputs.get(self._label())
+        if y is None: raise ValueError(f'a training batch has no {self._label()}, only {", ".join(inputs)}')
         (weights := self._weights()).listen()
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
-        loss = weights(logits_of(outputs), y, ids, loss, self._scale(len(y), **kwargs))
+        loss = weights(logits_of(outputs), y, ids, loss, self._scales(len(y), **kwargs))
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs, *args, **kwargs):

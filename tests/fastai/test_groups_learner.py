@@ -187,6 +187,12 @@ def test_the_report_leaves_out_empty_groups_and_samples_without_one_and_takes_a_
     assert sorted(r.group) == [0, 4] and r.samples.sum() <= (y != 1).sum() and r.samples.min() > 0
 
 
+def test_groups_that_have_no_name_have_their_number():
+    def of(x, y): return y
+    of.names = ["zero"]
+    assert set(group_report(learner(), of).group) == {"zero", 1, 2}
+
+
 def test_the_report_of_a_regression_has_no_accuracy():
     learn = learner(model=nn.Linear(6, 1), loss=nn.MSELoss())
     for dl in learn.dls.loaders: dl.dataset.y = dl.dataset.y[:, None].float()

@@ -1,4 +1,5 @@
 "The callback for Lightning, with the real Lightning: what a plain loop learns, whatever Lightning does around it"
+import copy
 import logging
 import subprocess
 import sys
@@ -284,6 +285,94 @@ def test_a_module_that_gives_probabilities_is_told_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="network="): fit(tmp_path, Soft(), [MetaRiskCallback()])
     module = Soft()
     fit(tmp_path, module, [MetaRiskCallback(network=module.net)], 1)
+
+
+class Rows(Digits):
+    "Its batches say which rows they are, and it notes what the callback says"
+    def __init__(self, said):
+        super().__init__()
+        self.said = lambda: said
+    def training_step(self, batch, batch_idx):
+        x, y, rows = batch
+        ids = self.meta_risk._ids
+        self.said().append(None if ids is None else torch.equal(ids, rows))
+        return self.meta_risk(self.net(x), y)
+
+
+class Reads(Rows):
+    "In the middle of a pass it reads the training data, as a nearest-neighbour probe does"
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if batch_idx == 3: assert len([*self.trainer.train_dataloader]) == 10
+
+
+class Fetches(Rows):
+    "It fetches its batches itself"
+    def training_step(self, dataloader_iter): return super().training_step(next(dataloader_iter)[0], 0)
+
+
+def some_are_lost(items):
+    "As a collator does that meets samples it cannot read"
+    batch = torch.utils.data.default_collate(items)
+    return None if batch[2].remainder(7).eq(0).sum() > 16 else batch
+
+
+@pytest.mark.parametrize("kind, kwargs, known", [
+    (Rows, {}, True), (Reads, {}, True), (Rows, dict(collate_fn=some_are_lost), True), (Fetches, {}, None),
+    (Rows, dict(num_workers=1, in_order=False), None)], ids=["plain", "read meanwhile", "lost batches", "fetched by hand", "out of order"])
+def test_sample_numbers_are_right_or_unknown(tmp_path, kind, kwargs, known):
+    train, valid = sets()
+    train = torch.utils.data.TensorDataset(*train.tensors, torch.arange(len(train)))
+    dl = DataLoader(train, BS, shuffle=True, generator=torch.Generator().manual_seed(5), **kwargs)
+    fit(tmp_path, kind(said := []), [MetaRiskCallback()], 2, (dl, DataLoader(valid, BS)))
+    assert set(said) == {known} and 10 < len(said) <= 20 and (len(said) < 20) == ("collate_fn" in kwargs)
+
+
+def in_tens(n): return [[*range(i, i + 10)] for i in range(0, n, 10)]
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["batches of one's own", "several loaders"])
+def test_passes_are_counted_where_no_loader_says_the_size_of_a_batch(tmp_path, several):
+    class Either(Digits):
+        def training_step(self, batch, batch_idx): return super().training_step(batch["a"] if several else batch, batch_idx)
+    train, valid = sets()
+    dl = DataLoader(train, batch_sampler=in_tens(len(train)))
+    fit(tmp_path, Either(), [callback := MetaRiskCallback()], 2, (dict(a=dl, b=DataLoader(valid, 2)) if several else dl, DataLoader(valid, BS)))
+    assert callback.learned.curriculum.passes == pytest.approx(2) and callback.learned.n_items == (1200 if several else 1000)
+
+
+@pytest.mark.parametrize("later", [range(800), range(100, 600)], ids=["more", "others"])
+def test_where_the_data_change_between_passes_numbers_are_unknown_from_then_on(tmp_path, later):
+    train, valid = sets()
+    class Grows(Digits):
+        def train_dataloader(self): return DataLoader(torch.utils.data.Subset(train, range(500) if self.current_epoch < 2 else later), BS, shuffle=True)
+        def val_dataloader(self): return DataLoader(valid, BS)
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=4, callbacks=[callback := MetaRiskCallback()], logger=False, enable_checkpointing=False,
+                                enable_progress_bar=False, enable_model_summary=False, reload_dataloaders_every_n_epochs=1)
+    with pytest.warns(UserWarning, match="sample numbers are unknown"): trainer.fit(Grows())
+    assert callback.label_report()["seen"].tolist() == [2] * 500
+
+
+def test_validation_data_that_lightning_has_not_read_yet(tmp_path):
+    fit(tmp_path, Digits(), [callback := MetaRiskCallback()], 2, num_sanity_val_steps=0, check_val_every_n_epoch=5)
+    assert callback.learned.witness.looks == 1
+
+
+def test_a_compiled_module_is_told_that_its_layer_is_not_heard(tmp_path):
+    module = torch.compile(Digits(), backend="eager")
+    with pytest.raises(ValueError, match="compiled model"): fit(tmp_path, module, [MetaRiskCallback()], 1)
+
+
+def test_a_copy_of_the_module_shares_the_callback_and_a_copy_of_the_callback_is_another(tmp_path):
+    class Copies(Digits):
+        def on_train_start(self): assert copy.deepcopy(self.meta_risk) is self.meta_risk
+    callback = MetaRiskCallback()
+    fit(tmp_path, Copies(), [callback, lightning.pytorch.callbacks.StochasticWeightAveraging(1e-2)], 3)
+    other = copy.deepcopy(callback)
+    assert other is not callback and other.learned.step == callback.learned.step
+
+
+def test_before_a_fit_there_is_no_report():
+    with pytest.raises(ValueError, match="needs a fit"): MetaRiskCallback().label_report()
 
 
 def test_two_processes_learn_the_same_weights(tmp_path):

@@ -190,11 +190,36 @@ def test_sample_numbers_in_some_passes_only(learned):
 
 
 def test_another_term_of_the_loss_keeps_its_gradient(learned):
-    _, weights = learned
-    pred, y, extra = torch.randn(BS, 10, requires_grad=True), torch.randint(10, (BS,)), torch.ones((), requires_grad=True)
+    model, weights = learned
+    x, y, extra = torch.randn(BS, 64), torch.randint(10, (BS,)), torch.ones((), requires_grad=True)
     assert not weights.curriculum.uniform
+    weights.listen()
+    pred = model(x)
     loss = weights(pred, y, None, nn.functional.cross_entropy(pred, y) + 3 * extra, 1.)
     assert torch.autograd.grad(loss, extra)[0] == 3
+
+
+@pytest.mark.parametrize("k", [.25, 1.])
+def test_of_several_factors_the_one_that_fits_is_taken(learned, k):
+    "As a trainer cannot know whether a model divides its loss by the number of items"
+    model, weights = learned
+    x, y = torch.randn(BS, 64), torch.randint(10, (BS,))
+    weights.listen()
+    pred = model(x).detach().requires_grad_()
+    weights.attends = weights.due = False
+    weights(pred, y, None, k * nn.functional.cross_entropy(pred, y), (.25, 1.)).backward()
+    pull = pred.grad.abs().sum(1)
+    assert weights.harmful > .3 and pull.min() < .01 * pull.max(), "the worst samples have hardly any weight"
+
+
+def test_a_batch_is_weighed_once(learned):
+    "Mixed labels would make a call for each of the two"
+    model, weights = learned
+    x, y = torch.randn(BS, 64), torch.randint(10, (BS,))
+    weights.listen()
+    pred = model(x)
+    weights(pred, y)
+    with pytest.raises(ValueError, match="one call per batch"): weights(pred, y.flip(0))
 
 
 def test_a_network_that_is_called_again_in_the_same_step_is_heard():

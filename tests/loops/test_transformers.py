@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from metarisk_nb.loop import LearnedWeights
 from metarisk_nb.validation import ValidationStream
 
 transformers = pytest.importorskip("transformers", reason="pip install 'metarisk_nb[transformers]'")
-from hugging import Counting, Dicts, Model, trainer  # noqa: E402
+from hugging import Counting, Dicts, Ignoring, Model, trainer  # noqa: E402
 from transformers import Trainer  # noqa: E402
 
 
@@ -57,8 +58,8 @@ def test_where_memory_does_not_suffice_it_begins_again_with_smaller_batches(tmp_
     assert t.label_report()["seen"].max() == 15
 
 
-def groups(order, sizes):
-    "The loop by hand: each group of parts is one optimizer step, divided by the number of its samples"
+def groups(order, sizes, divides=True):
+    "The loop by hand: each group of parts is one optimizer step, divided by the number of its samples where the model does that"
     (train, valid), model = sets(), net()
     opt = sgd(model)
     stream = ValidationStream(DataLoader(valid, BS), lambda b: ((b[0],), b[1]), seed=5)
@@ -67,20 +68,23 @@ def groups(order, sizes):
         for ids in [next(batches) for _ in range(n)]:
             weights.listen()
             pred, y = model(train.tensors[0][ids]), train.tensors[1][ids]
-            weights(pred, y, ids, cross_entropy(pred, y, reduction="sum") / (n * len(ids)), 1 / n).backward()
+            parts = n if divides else 1
+            weights(pred, y, ids, cross_entropy(pred, y, reduction="sum") / (parts * len(ids)), 1 / parts).backward()
         opt.step()
         opt.zero_grad()
         weights.stepped()
     return model, weights
 
 
-@pytest.mark.parametrize("model", [Model, Counting])
+@pytest.mark.parametrize("model", [Model, Counting, Ignoring])
 def test_accumulated_gradients_keep_the_trainers_normaliser_in_a_last_partial_group_too(tmp_path, model):
     "With three parts of 50, the last two of the twenty batches of a pass are a group"
     t = trainer(tmp_path, model(), epochs=20, bs=50, gradient_accumulation_steps=3)
-    t.train()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "LearnedWeights")
+        t.train()
     assert t.state.global_step == 20 * 7
-    by_hand, weights = groups(torch.stack(t.order), ([3] * 6 + [2]) * 20)
+    by_hand, weights = groups(torch.stack(t.order), ([3] * 6 + [2]) * 20, divides=model is not Ignoring)
     assert not weights.curriculum.uniform
     torch.testing.assert_close(t.meta_risk.weights, weights.weights, atol=1e-6, rtol=0)
     assert furthest(t.model.net, by_hand) < 1e-5
@@ -181,6 +185,9 @@ def test_texts_of_several_lengths_and_a_tiny_bert(tmp_path):
     t.train()
     report = t.label_report()
     assert len(report) == 100 and report["seen"].eq(2).all() and sorted(report["index"]) == [*range(100)]
+    batch = pad([{k: v for k, v in o.items() if k != "note"} for o in rows[:4]])
+    one, other = (t.model.eval()(**batch, **o).loss for o in ({}, dict(num_items_in_batch=400)))
+    assert t.model_accepts_loss_kwargs and one == other, "the reason why the factor of a loss is found out"
 
 
 class Penalised(Model):
@@ -228,6 +235,32 @@ def test_samples_that_are_no_dicts_and_a_stream(tmp_path):
     s.train_dataset = Stream()
     s.train()
     assert s.meta_risk.step == 11 and s.meta_risk.n_items == 12 * BS
+
+
+@pytest.mark.parametrize("evaluated", ["before", "after"])
+def test_kept_workers_read_the_data_set_that_they_are_meant_for(tmp_path, evaluated):
+    "The `Trainer` keeps the loader for evaluation together with its workers"
+    t = trainer(tmp_path, epochs=1, dataloader_num_workers=1, dataloader_persistent_workers=True)
+    t.valid_dataset, t.eval_dataset = t.eval_dataset, Dicts(torch.utils.data.Subset(sets()[1], range(40)))
+    scored = [t.evaluate()] if evaluated == "before" else []
+    t.train()
+    assert len(t.meta_risk.witness.valid.dl.dataset) == 200 and len(t.get_eval_dataloader().dataset) == 40
+    assert len(scored) == (evaluated == "before")
+
+
+def test_a_model_whose_labels_have_another_name(tmp_path):
+    class Named(Model):
+        def forward(self, pixel_values, target=None): return super().forward(pixel_values, target)
+    class Targets(Dicts):
+        def __getitem__(self, i): return {k.replace("labels", "target"): v for k, v in super().__getitem__(i).items()}
+    def named(**kwargs):
+        t = trainer(tmp_path, Named(), epochs=2, **kwargs)
+        t.train_dataset, t.eval_dataset = map(Targets, sets())
+        return t
+    with pytest.raises(ValueError, match="label_names="): named().train()
+    with pytest.raises(ValueError, match="no labels, only pixel_values"): named(label_names=["labels"]).train()
+    (t := named(label_names=["target"])).train()
+    assert t.label_report()["seen"].eq(2).all()
 
 
 def test_a_model_that_gives_tuples(tmp_path):
