@@ -11,7 +11,7 @@ from warnings import warn
 from torch import Tensor
 
 from .learned import Learned
-from .loaders import sample_numbers
+from .loaders import numbers_of_pass, sample_numbers
 from .losses import single_label
 from .processes import gathered, process_group
 
@@ -20,6 +20,14 @@ class Arranging(Learned):
     "A callback that sorts a batch by the loss, or by how doubtful its labels are"
     rule,rank = 'merit','loss'  # for callbacks that were pickled by the first edition
     found = None  # what 'auto' has come to mean: a dict of `rank` and `method`, once the first batch has been seen
+    numbers = None  # of the samples of this pass, in their order
+    _stateattrs = (*Learned._stateattrs, 'numbers')
+
+    def before_train(self):
+        super().before_train()
+        self.numbers = None
+    def before_batch(self):  # now, since another callback may read a batch from the loader in the middle of the pass
+        if self.numbers is None: self.numbers = numbers_of_pass(self.dls.train)
 
     def picked(self, name):
         "The argument `name` as it was given, or what its 'auto' was decided to mean"
@@ -34,7 +42,7 @@ class Arranging(Learned):
         "Decide what 'auto' means for this task and loader"
         if self.found is not None: return
         classes = self._has_classes()
-        numbered = sample_numbers(self.dls.train, self.iter, len(self.given.y[0])) if classes else None
+        numbered = sample_numbers(self.dls.train, self.iter, len(self.given.y[0]), self.numbers) if classes else None
         rank = 'loss' if not classes else 'class' if numbered is None else 'history'
         if self.rank not in ('auto', 'loss') and not classes:
             raise ValueError(f"rank={self.rank!r} needs logits of several classes and one label per sample: use rank='loss'")
@@ -75,4 +83,4 @@ class Arranging(Learned):
         if was is not None and len(was) != now:
             warn(f'{self.name}: the data set had {len(was)} samples and now has {now}: the record of single samples starts again')
             self.curriculum.doubt.seen = None
-        return sample_numbers(dl, self.iter, n)
+        return sample_numbers(dl, self.iter, n, self.numbers)

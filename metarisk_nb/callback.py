@@ -216,6 +216,7 @@ class MetaRisk(MetaSteps):
         self.batches.new_epoch()
         self.pass_size = pass_size(self.batches.train_dl)
     def before_batch(self):  # a model may edit its inputs in place
+        super().before_batch()
         self._drop_inputs()
         if self.presumes: self.attend()
         if self._due() and not self.fresh and not (self.head and self.head.found): self._inputs = KeptInputs(self.model, self.xb)

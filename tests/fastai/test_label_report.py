@@ -310,6 +310,17 @@ def test_without_sample_numbers():
     with pytest.raises(ValueError, match="sample numbers.*rank='class'"): fit(noisy(MetaRisk(rank="class")), 1).meta_risk.label_report()
 
 
+class Peek(Callback):
+    "Reads a training batch in the middle of a pass, as a callback does that logs examples"
+    def after_batch(self):
+        if self.training and self.iter == 3: self.dls.one_batch()
+
+
+def test_a_batch_that_is_read_in_the_middle_of_a_pass_changes_no_sample_number():
+    report = fit(noisy([MetaRisk(), Peek()]), 2).meta_risk.label_report()
+    assert report["seen"].eq(2).all()
+
+
 def test_without_classes():
     learn = learner(MetaRisk(), model=nn.Linear(6, 1), loss=MSELossFlat())
     for i in range(2): learn.dls[i].dataset.y = learn.dls[i].dataset.y.float()
