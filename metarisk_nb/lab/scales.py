@@ -118,6 +118,7 @@ def _human(**data):
             *(o for p in people['people'] for o in _against(dict(p, seeds=3, **data), True))]
 
 _kept = dict( # Kind of human labels -> rival -> the setting that noisy hyper-validation rates best on the first seed
+    aggre=dict(gce=dict(q=.4), elr=dict(strength=7.), label_smoothing=dict(amount=.5)),
     random1=dict(gce=dict(q=.7), elr=dict(strength=3.), label_smoothing=dict(amount=.3)),
     worse=dict(gce=dict(q=.7), elr=dict(strength=7.), label_smoothing=dict(amount=.5)))
 

@@ -31,7 +31,7 @@ from metarisk_nb.lab.train import learner_of
 COMMAND = Path(sys.executable).with_name("metarisk_study")
 COUNTS = dict(cpu=dict(risk=5*6*5 + 3*3*4, noise=5*48 + 5*3*2 + 5*2*3 + 3*2 + 3*2*6, shift=3*4*2 + 3*4 + 3*2*2, fails=5*2 + 5*2*6 + 1 + 2,
                        harmless=5*(10*2 + 7*2 + 17*10 + 3), human=3*2*(2 + 3*10), cooled=2*5*6*4, fresh=5*(10*2 + 7*2 + 17*10), suspects=5*6*9 + 3*3*9 + 5*4,
-                       rivals=5*(7*(9*3 + 3 + 2 + 2) + 2*(11*3 + 3 + 2 + 2) + 2*2*3), second=3*2*(2 + 3*10), finetune=3*(3*4 + 3*3) + 2*6 + 5*(2*(2 + 3 + 9) + 3)),
+                       rivals=5*(7*(9*3 + 3 + 2 + 2) + 2*(11*3 + 3 + 2 + 2) + 2*2*3), second=3*2*(2 + 3*10), finetune=3*(3*4 + 3*3) + 2*9 + 5*(2*(2 + 3 + 9) + 3)),
               paper=dict(risk=5*6*5, noise=5*48 + 5*3*3 + 5), smoke=dict(risk=5, noise=5))  # seeds x rows x methods of each block
 
 
