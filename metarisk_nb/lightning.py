@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
-from .loaders import Remembering, augments, same_rows
+from .loaders import Remembering, augments, loader_bs, same_rows
 from .loop import LearnedWeights, cross_entropy
 from .passes import seeded
 from .validation import ValidationStream, has_rows, last_is_target
@@ -40,9 +40,9 @@ def samples_in_pass(
     processes=1, # Of which each has a loader
 )->int:
     "How large a pass over the training data is"
-    known, bs = batches != float('inf'), getattr(dl, 'batch_size', None)
-    if bs or not isinstance(dl, DataLoader) or not rows_in(dl): return (bs or n) * (int(batches) if known else 100) * processes
-    return round(rows_in(dl) * batches / len(dl)) if known else rows_in(dl)
+    known, bs, rows = batches != float('inf'), loader_bs(dl), rows_in(dl)
+    if bs or not isinstance(dl, DataLoader) or not rows: return (bs or n) * (int(batches) if known else 100) * processes
+    return round(rows * batches / len(dl)) if known else rows
 
 @contextmanager
 def validating(
@@ -89,7 +89,7 @@ class MetaRiskCallback(Callback):
         "Module and loader are as they were"
         vars(pl_module).pop('meta_risk', None)
         self._restore()
-        self._trainer = None
+        self._trainer = self._data = None
         if self.learned: self.learned.witness.valid.close()
     def on_exception(self, trainer, pl_module, exception):
         "As after a fit"
@@ -132,7 +132,7 @@ class MetaRiskCallback(Callback):
         "Can a loader say which samples are in a batch?"
         if not isinstance(dl, DataLoader) or type(dl.batch_sampler) is not BatchSampler or not has_rows(dl.dataset): return False
         if not getattr(dl, 'in_order', True) or 'dataloader_iter' in signature(module.training_step).parameters: return False
-        if same := same_rows(dl.dataset, self._data): return same
+        if same_rows(dl.dataset, self._data): return True
         warn('MetaRiskCallback: from now on the training data are others, so sample numbers are unknown')
         return False
     def _restore(self):
@@ -152,7 +152,8 @@ class MetaRiskCallback(Callback):
         ids=None,    # n rows of the training data set; None: as the sampler knows them
     )->Tensor:       # 0-d
         "The loss of a training batch; outside training the mean cross entropy"
-        if not self._trainer.training or self._trainer.sanity_checking or self.learned is None:
+        t = self._trainer
+        if t is None or not t.training or t.sanity_checking or self.learned is None:
             return self.settings.get('loss_func', cross_entropy)(pred, y).mean()
         if ids is None and self._ids is not None and len(self._ids) == len(y): ids = self._ids
         if self._pass: self.learned.pass_size, self._pass = self._pass(len(y)), None

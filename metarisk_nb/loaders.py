@@ -102,7 +102,9 @@ class Remembering:
     "A sampler that remembers which samples it has given in a pass"
     def __init__(self,
         sampler, # A sampler of torch
-    ): self.sampler = sampler; self.begin()
+    ):
+        self.sampler = sampler
+        self.begin()
     def __iter__(self):
         given = []
         if self.waits: self.given = given  # whoever reads the loader in the middle of a pass does not count

@@ -56,8 +56,8 @@ def loss_factor(
     "What a loop's own loss makes of the mean loss"
     ratio = (own.detach() / mean.detach()).nan_to_num(1., 1., 1.)
     if scale is None: return ratio, True
-    scales = scale if isinstance(scale, tuple) else (scale,)
-    fits = [k for k in scales if abs(float(ratio) - k) <= .01 * k]
+    found, scales = float(ratio), scale if isinstance(scale, tuple) else (scale,)
+    fits = [k for k in scales if abs(found - k) <= .01 * k]
     return (fits or scales)[0], bool(fits)
 
 class Witness:
@@ -223,9 +223,10 @@ class LearnedWeights:
         if self.attends: self._gather(l, y, places)
         if c.uniform: return own
         k, expected = loss_factor(own, mean, scale)
-        if not expected and own.isfinite(): self._warn(other_loss)
         weighted = c.weigh(l, scale=k, places=own_part(places, self.group))
-        return own + weighted - k * mean if given and own.isfinite() else weighted
+        if not given or not own.isfinite(): return weighted
+        if not expected: self._warn(other_loss)
+        return own + weighted - k * mean
 
     def _gather(self, l, y, places):
         "Look at validation data, and hear the samples; small batches are heard together"

@@ -38,13 +38,13 @@ def by_seed(rows, figure):
 
 
 def picked(rows, figure, n=3, by="hyper_acc"):
-    """Seed -> figure of the run that noisy hyper-validation rates best, for the seeds that have all `n` settings
+    """Seed -> figure of the run that noisy hyper-validation rates best, for the seeds that have all `n` settings; None: for all seeds
 
     Meta-validation decides ties. With `by='test_acc'` the choice is made in hindsight."""
     seeds = {}
     for o in rows: seeds.setdefault(o["config"]["seed"], []).append(o)
-    assert all(len(v) <= n for v in seeds.values()), f"more than {n} settings: {rows[0]['config']}"
-    best = {s: max(v, key=lambda o: (o["figures"][by], o["figures"]["valid_acc"])) for s, v in seeds.items() if len(v) == n}
+    assert n is None or all(len(v) <= n for v in seeds.values()), f"more than {n} settings: {rows[0]['config']}"
+    best = {s: max(v, key=lambda o: (o["figures"][by], o["figures"]["valid_acc"])) for s, v in seeds.items() if n in (None, len(v))}
     return {s: o["figures"][figure] for s, o in best.items()}
 
 

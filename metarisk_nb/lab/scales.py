@@ -132,7 +132,7 @@ def _finetune():
     ours = [dict(o, seeds=3, method=['expected', 'presumption', 'deleted']) for o in tasks]
     shorter = [dict(o, seeds=3, steps=155, method='expected') for o in tasks]
     tuned = [r for o in tasks for r in _tuned(dict(o, seeds=1), 'gce', 'elr', 'label_smoothing')]
-    kept = [dict(o, seeds=3, method=m, meta=s) for o in tasks for m, s in _kept.get(o['noise_kind'], {}).items()]
+    kept = [dict(o, seeds=3, method=m, meta=s) for o in tasks for m, s in _kept[o['noise_kind']].items()]
     return [*ours, *shorter, *tuned, *kept, *_practice()]
 
 def _practice():

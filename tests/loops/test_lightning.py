@@ -237,6 +237,7 @@ def test_outside_training_it_is_the_mean(tmp_path):
     x, y = valid.dataset.tensors
     with torch.no_grad(): want = cross_entropy(module.eval().net(x), y).item()
     assert abs(got - want) < 1e-5 and torch.equal(callback.learned.weights, before)
+    with torch.no_grad(): assert abs(callback(module.net(x), y).item() - want) < 1e-5, "after all fits, too"
 
 
 def test_folds_and_loaders_that_come_anew_each_pass(tmp_path):
