@@ -191,18 +191,25 @@ export function riddles(list, change) {
 
 // Draw into `el` what `model` holds: `build(change)` gives the parts and `draw(state)`, `draw` the words.
 // `change(k, v)` sets a value and draws once in the next frame; the kernel, if there is one, is told at most ten times per second.
+// Until then the value is kept here: in the model, the kernel's echo of an earlier one would move it back under the hand.
 export function mount({ model, el }, keys, build) {
   el.classList.add("explorable");
   const says = html("p", { role: "status" });
-  let frame = 0, told = 0, spoken = 0;
-  const state = () => Object.fromEntries(keys.map((k) => [k, model.get(k)]));
+  let frame = 0, told = 0, spoken = 0, untold = {};
+  const get = (k) => untold[k] ?? model.get(k);
+  const state = () => Object.fromEntries(keys.map((k) => [k, get(k)]));
   const redraw = () => { frame ||= requestAnimationFrame(() => { frame = 0; paint(); }); };
+  function tell() {
+    for (const [k, v] of Object.entries(untold)) model.set(k, v);
+    [told, untold] = [0, {}];
+    model.save_changes();
+  }
   const change = (k, v) => {
-    model.set(k, v);
+    untold[k] = v;
     redraw();
-    told ||= setTimeout(() => { told = 0; model.save_changes(); }, 100);
+    told ||= setTimeout(tell, 100);
   };
-  const sizes = () => String(keys.map((k) => Array.isArray(model.get(k)) && model.get(k).length));
+  const sizes = () => String(keys.map((k) => Array.isArray(get(k)) && get(k).length));
   let draw, built;
   function start() {
     const made = build(change, state);
@@ -217,5 +224,10 @@ export function mount({ model, el }, keys, build) {
   }
   model.on("change", redraw);
   paint(true);
-  return () => { cancelAnimationFrame(frame); clearTimeout(told); clearTimeout(spoken); model.off("change", redraw); };
+  return () => {
+    if (told) { clearTimeout(told); tell(); }
+    cancelAnimationFrame(frame);
+    clearTimeout(spoken);
+    model.off("change", redraw);
+  };
 }
