@@ -11,7 +11,7 @@ from warnings import warn
 from torch import Tensor
 
 from .learned import Learned
-from .loaders import numbers_of_pass, sample_numbers
+from .numbering import numbers_of_pass, sample_numbers
 from .losses import single_label
 from .processes import gathered, process_group
 

@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from inspect import signature
-from warnings import warn
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
-from .loaders import Remembering, augments, loader_bs, same_rows
+from .loaders import augments, loader_bs
 from .loop import LearnedWeights, cross_entropy
+from .numbering import SampleNumbers, has_rows
 from .passes import seeded
-from .validation import ValidationStream, has_rows, last_is_target
+from .validation import ValidationStream, last_is_target
 
 try:
     from lightning.pytorch import Callback
@@ -72,7 +72,7 @@ class MetaRiskCallback(Callback):
         **settings,   # `loss_func`, `meta_loss`, `every` and `seed` of `LearnedWeights`
     ):
         self.valid, self.network, self.split, self.meta_bs, self.settings = valid, network, split, meta_bs, settings
-        self.learned = self._saved = self._kept = self._trainer = self._ids = self._at = self._data = None
+        self.learned = self._saved = self._trainer = self._numbers = self._ids = self._at = None
     def __deepcopy__(self, memo):
         "Whoever copies a module in a fit, as weight averaging does, does not copy its trainer and data"
         if self._trainer: return self
@@ -88,8 +88,8 @@ class MetaRiskCallback(Callback):
     def teardown(self, trainer, pl_module, stage):
         "Module and loader are as they were"
         vars(pl_module).pop('meta_risk', None)
-        self._restore()
-        self._trainer = self._data = None
+        if self._numbers: self._numbers.release()
+        self._trainer = self._numbers = None
         if self.learned: self.learned.witness.valid.close()
     def on_exception(self, trainer, pl_module, exception):
         "As after a fit"
@@ -102,48 +102,31 @@ class MetaRiskCallback(Callback):
         with seeded(0): augmented = isinstance(dl, DataLoader) and augments(dl)
         group = torch.distributed.group.WORLD if trainer.world_size > 1 else None
         stream = ValidationStream(valid, ready, self.meta_bs, self.settings.get('seed', 0))
-        self._data = getattr(dl, 'dataset', None)
         self._pass = partial(samples_in_pass, dl, trainer.num_training_batches, processes=trainer.world_size)  # of the first batch's size
         self.learned = LearnedWeights(self.network or pl_module, stream, rows_in(dl) or self._pass(1), augmented=augmented,
                                       optimizer=trainer.optimizers, group=group, **self.settings)
-        self._at, self._first, saved, self._saved = None, 0, self._saved, None
+        saved, self._saved = self._saved or {}, None
+        self._at = saved.get('at')
+        self._numbers = SampleNumbers(getattr(dl, 'dataset', None), None if saved else 0)  # a resumed run may go on within a pass
         if saved: self.learned.load_state_dict(saved['learned'])
-        if saved: self._at, self._first = saved['at'], None  # it may go on within a pass
     def _valid_dl(self, trainer):
         if self.valid is None and trainer.val_dataloaders is None and trainer.enable_validation:  # not in use yet
             with validating(trainer): trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        dl = trainer.val_dataloaders if self.valid is None else self.valid
-        if isinstance(dl, dict): dl = [*dl.values()]
-        if isinstance(dl, (list, tuple)): dl = dl[0] if dl else None
-        if dl is None: raise ValueError('learned weights need validation data: give fit a val_dataloaders=, or the callback a valid=')
-        return dl
+        given = trainer.val_dataloaders if self.valid is None else self.valid
+        dls = [] if given is None else CombinedLoader(given).flattened
+        if not dls: raise ValueError('learned weights need validation data: give fit a val_dataloaders=, or the callback a valid=')
+        return dls[0]
 
     def on_train_epoch_start(self, trainer, pl_module):
         "Ask the sampler of this pass which samples it gives"
-        dl = trainer.train_dataloader
-        if not (self._kept and self._kept[0] is dl):
-            self._restore()
-            if self._tells(dl, pl_module):
-                self._kept = dl, dl.batch_sampler.sampler
-                dl.batch_sampler.sampler = Remembering(dl.batch_sampler.sampler)
-        if self._kept: dl.batch_sampler.sampler.begin(self._first)
-        self._first = 0
-    def _tells(self, dl, module):
-        "Can a loader say which samples are in a batch?"
-        if not isinstance(dl, DataLoader) or type(dl.batch_sampler) is not BatchSampler or not has_rows(dl.dataset): return False
-        if not getattr(dl, 'in_order', True) or 'dataloader_iter' in signature(module.training_step).parameters: return False
-        if same_rows(dl.dataset, self._data): return True
-        warn('MetaRiskCallback: from now on the training data are others, so sample numbers are unknown')
-        return False
-    def _restore(self):
-        if self._kept: self._kept[0].batch_sampler.sampler = self._kept[1]
-        self._kept = None
+        reads_itself = 'dataloader_iter' in signature(pl_module.training_step).parameters
+        self._numbers.begin(None if reads_itself else trainer.train_dataloader)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         "Count the steps, and listen to the pass that comes"
         self.learned.step += self._at is not None and trainer.global_step != self._at
         self._at = trainer.global_step
-        self._ids = self._kept and self._kept[0].batch_sampler.sampler.batch(batch_idx, self._kept[0].batch_size)
+        self._ids = self._numbers.batch(batch_idx)
         self.learned.listen()
     @torch.compiler.disable
     def __call__(self,

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..loaders import sample_numbers
+from ..numbering import sample_numbers
 from ..losses import mae_loss
 
 # %% ../../nbs/lab/robust.ipynb #a85dcaed

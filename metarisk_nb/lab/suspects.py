@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from ..callback import MetaRisk
 from ..cleaning import clean_dls
-from ..loaders import sample_numbers
+from ..numbering import sample_numbers
 from .methods import all_outputs, fit_schedule, train_on
 
 # %% ../../nbs/lab/suspects.ipynb #c0732f05

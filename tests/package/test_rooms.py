@@ -21,7 +21,7 @@ FILES = {".".join(o.relative_to(PACKAGE).with_suffix("").parts): o for o in sort
 # From the ground up: a module imports only from those before it. The last row keeps old names or gathers new ones
 ROOMS = """
     risk reducer processes files view explorable plot
-    kernels passes checks losses groups record audit order head curriculum guard presumption hypergrad inner_step loaders samples batches weighing learned arranging reporting evidence validation loop lightning transformers callback by_group panel
+    kernels passes checks losses groups record audit order head curriculum guard presumption hypergrad inner_step loaders numbering samples batches weighing learned arranging reporting evidence validation loop lightning transformers callback by_group panel
     networks readers data cleaning cleaner
     lab.drawn lab.real lab.pretrained lab.datasets lab.run lab.store lab.robust lab.methods lab.suspects lab.train lab.sweep lab.timing lab.contenders lab.report lab.bench lab.scales lab.plan lab.cli lab.stats lab.tables lab.rivals lab.targets lab.field lab.front lab.two_by_two
     training study cost scales tables stored widget all
