@@ -349,6 +349,23 @@ def test_axe_finds_nothing_and_a_phone_is_wide_enough(dark, tmp_path):
         assert [(o["id"], o["nodes"][0]["html"][:120]) for o in Axe().run(p).response["violations"]] == []
 
 
+CLOSED = """async () => {
+  const [explorer, told] = [await import("./x/risk_explorer.js"), []];
+  const model = { values: { ...explorer.defaults }, get: (k) => model.values[k], set: (k, v) => { model.values[k] = v; }, on() {}, off() {}, save_changes: () => told.push(model.values.losses[0]) };
+  const el = document.body.appendChild(document.createElement("div")), close = explorer.render({ model, el });
+  el.querySelector("[role=slider]").dispatchEvent(new KeyboardEvent("keydown", { key: "End" }));
+  const before = told.length;
+  close();
+  await new Promise((f) => setTimeout(f, 300));
+  return [before, told];
+}"""
+
+
+@needs_browser
+def test_the_kernel_is_told_of_the_last_change_when_a_picture_is_closed(tmp_path):
+    with shown(tmp_path, RiskExplorer()) as p: assert p.evaluate(CLOSED) == [0, [5]]
+
+
 # --- In a notebook
 
 NOTEBOOK = """from ipywidgets import Label, VBox
