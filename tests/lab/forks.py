@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import pty
 import select
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ context.set_forkserver_preload(["metarisk_nb.lab.sweep", "metarisk_nb.lab.plan",
 def _call(f, args, out, terminal):
     "Run `f` with its output in the file `out`, or on the terminal of that name, which Ctrl-C comes from"
     if terminal: os.setsid()  # the terminal opened next is the process's own
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in the background of a shell have inherited that it is ignored
     fd = os.open(out, os.O_RDWR | os.O_CREAT | os.O_APPEND)
     for i in (1, 2): os.dup2(fd, i)
     sys.stdout, sys.stderr = (os.fdopen(i, "w", buffering=1, closefd=False) for i in (1, 2))

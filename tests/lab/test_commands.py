@@ -135,7 +135,7 @@ def test_ctrl_c_ends_a_sweep_with_one_line(tmp_path, press):
 
 def long_study(store):
     "Two real processes that train digits for a long time"
-    scales["smoke"]["risk"] = [dict(data="digits", steps=10**6, seeds=2, method="expected")]
+    scales["smoke"]["risk"] = [dict(data="digits", steps=10**5, seeds=2, method="expected")]
     cli.main(["risk", "--scale", "smoke", "--store", str(store), "--jobs", "2"])
 
 
