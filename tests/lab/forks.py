@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["metarisk_nb.lab.sweep", "metarisk_nb.lab.plan", "metarisk_nb.lab.cli", "forks"])
 
@@ -33,7 +35,9 @@ class Forked:
 
     def wait(self, seconds=300):
         self.process.join(seconds)
-        assert self.process.exitcode is not None, "it goes on and on"
+        if self.process.exitcode is None:
+            for o in [*psutil.Process(self.pid).children(recursive=True), self.process]: o.kill()
+            raise AssertionError(f"it goes on and on: {self.said()}")
         return self.process.exitcode, self.said()
 
     def said(self): return self.out.read_text()
