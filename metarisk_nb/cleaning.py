@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from fastcore.basics import GetAttr
 from torch import Tensor
 
 from .data import TensorSet
@@ -20,8 +21,9 @@ from .loaders import undivided
 from .samples import check_rows, class_names, given_labels, item_names
 
 # %% ../nbs/parts/cleaning.ipynb #bf621b04
-class CleanedSet:
+class CleanedSet(GetAttr):
     "A data set without some of its samples, or with other labels for some; everything else comes from the original data set"
+    _default = 'dataset'
     def __init__(self,
         dataset,      # Samples (..., label)
         kept,         # Indices of the samples that stay
@@ -43,9 +45,6 @@ class CleanedSet:
     ):
         "The label of a sample, as a number"
         return self.labels[self.kept[i]] if self.kept[i] in self.labels else given_labels(self.dataset, [self.kept[i]])[0]
-    def __getattr__(self, name):
-        if name.startswith('__') or name == 'dataset': raise AttributeError(name)  # pickle asks before any attribute exists
-        return getattr(self.dataset, name)
 
 def _cleaned(dataset, kept, labels):
     "The cleaned data set, of the same kind if it is read in whole batches"

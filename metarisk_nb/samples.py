@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from fastcore.basics import GetAttr
 from torch import Tensor
 
 from .loaders import undivided
@@ -73,15 +74,12 @@ def _items_of(dataset, index):
     return items and [items[int(i)] for i in index]
 
 # %% ../nbs/parts/samples.ipynb #5a3b1e06
-class _AsValidation:
+class _AsValidation(GetAttr):
     "A data set whose samples are prepared as those of a validation set are"
-    split_idx = 1
+    _default, split_idx = 'dataset', 1
     def __init__(self, dataset): self.dataset = dataset
     def __len__(self): return len(self.dataset)
     def __getitem__(self, i): return self.dataset[i]
-    def __getattr__(self, name):
-        if name.startswith('__') or name == 'dataset': raise AttributeError(name)
-        return getattr(self.dataset, name)
 
 def _unaugmented(dataset):
     if hasattr(dataset, 'all_col_names'): return dataset  # tables are not augmented

@@ -40,19 +40,21 @@ def says(p, w, i=0):
 def computed(p, module, states): return p.evaluate("async ([m, all]) => { const o = await import(`./x/${m}.js`); return all.map(o.compute) }", [module, states])
 
 
-def pull(p, start, end):
-    "Press the mouse at one point and release it at another, in steps as a hand does"
+def pull(p, start, end, steps=12, pause=0):
+    "Press the mouse at one point and release it at another, in steps as a hand does, with a pause of milliseconds after each"
     p.mouse.move(*start)
     p.mouse.down()
-    p.mouse.move(*end, steps=12)
+    for i in range(1, steps + 1):
+        p.mouse.move(*(a + (b - a) * i / steps for a, b in zip(start, end)))
+        p.wait_for_timeout(pause)
     p.mouse.up()
 
 
-def drag(p, node, to):
+def drag(p, node, to, **kwargs):
     "Drag a slider to a share of its height (0 its top)"
     b = node.bounding_box()
     x = b["x"] + b["width"] / 2
-    pull(p, (x, b["y"] + .9 * b["height"]), (x, b["y"] + to * b["height"]))
+    pull(p, (x, b["y"] + .9 * b["height"]), (x, b["y"] + to * b["height"]), **kwargs)
 
 
 def shown_value(slider):
@@ -63,18 +65,10 @@ def shown_value(slider):
 WATCH = """e => { const all = window.way = []; new MutationObserver(() => all.push(+e.getAttribute('aria-valuenow'))).observe(e, { attributeFilter: ['aria-valuenow'] }); }"""
 
 
-def slowly_up(p, slider, seconds=1.5, steps=60):
-    "Drag a slider from its foot towards its top, at the pace of a hand; gives all values that it has shown meanwhile"
-    b = slider.bounding_box()
-    x = b["x"] + b["width"] / 2
-    p.mouse.move(x, b["y"] + .9 * b["height"])
-    p.mouse.down()
-    shown_value(slider)
+def slowly_up(p, slider):
+    "Drag a slider from its foot towards its top, at the pace of a hand; gives all values that it shows meanwhile"
     slider.evaluate(WATCH)
-    for i in range(steps):
-        p.mouse.move(x, b["y"] + (.9 - .6 * (i + 1) / steps) * b["height"])
-        p.wait_for_timeout(1000 * seconds / steps)
-    p.mouse.up()
+    drag(p, slider, .3, steps=60, pause=25)
     p.wait_for_timeout(500)  # for what the kernel sends back
     return p.evaluate("window.way")
 
