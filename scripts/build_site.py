@@ -62,7 +62,7 @@ def unpack(tgz, wanted, out):
 def text(x): return "".join(x)
 
 
-def plain(md): return " ".join(re.sub(r"<[^>]+>|[*_`#$]|\]\([^)]*\)|\[", "", md).split())
+def plain(md): return " ".join(re.sub(r"<[^>]+>|[*`#$]|(?<!\w)_+|_+(?!\w)|\]\([^)]*\)|\[", "", md).split())
 
 
 def split_cell(src):

@@ -103,6 +103,7 @@ def test_each_page_has_a_description_and_a_preview(site):
         assert m["og:title"] and m["og:image"] == m["twitter:image"] and m["twitter:card"] == "summary_large_image", fn
         assert m["og:image"].startswith(SETTINGS["doc_url"]) and (site / m["og:image"].removeprefix(SETTINGS["doc_url"])).is_file(), fn
     assert meta(site / "nbs/00_risk.html")["description"] == "One number from a batch of losses: which samples count, and how much"
+    assert meta(site / "nbs/parts/lightning.html")["description"].endswith("one line in training_step"), "names keep their underscores"
     assert "00_risk_files/figure-1.png" in meta(site / "nbs/00_risk.html")["og:image"]
 
 
